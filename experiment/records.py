@@ -1,0 +1,136 @@
+"""What a run leaves on disk: JSON records, arrays and checkpoints, each written whole or not at all."""
+
+import json
+import os
+import pickle
+import platform
+import subprocess
+import zipfile
+from contextlib import contextmanager
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+import torchvision
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Problem(Exception):
+    """Something the user can mend. Its text, one line, names the problem and the remedy."""
+
+
+@contextmanager
+def replacing(path: Path):
+    """A temporary path beside ``path`` that takes its place once the block has written it without an error.
+
+    Raises Problem where the file cannot be written (a full disk, no permission); ``path`` is then as it was.
+    """
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with open(temporary, "rb+") as written:
+            os.fsync(written.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise Problem(f"{path} could not be written: {error.strerror or error}. Free some space or choose another --out.") from error
+    except RuntimeError as error:  # what torch.save raises when its writer fails
+        raise Problem(f"{path} could not be written: {str(error).splitlines()[0]}. Is the disk full?") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_writable(folder: Path) -> None:
+    """Raise Problem unless files can be made in ``folder``; it is created if need be."""
+    if folder.exists() and not folder.is_dir():
+        raise Problem(f"--out {folder} is a file. Give a folder for the run's pictures and records.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe.{os.getpid()}.tmp"
+        probe.write_bytes(b"\0" * 4096)
+        probe.unlink()
+    except OSError as error:
+        raise Problem(f"--out {folder} cannot be written: {error.strerror}. Choose another folder with --out.") from error
+
+
+def save_json(path: Path, record: dict | list) -> None:
+    """Write a record, indented, with one line for each entry of a list of plain records."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def load_json(path: Path) -> dict | list:
+    """Read a record. Raises Problem if it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise Problem(f"{path} cannot be read ({error}). Run the experiment that writes it again.") from error
+
+
+def save_arrays(path: Path, **arrays: np.ndarray) -> None:
+    """Write what the pictures need, compressed."""
+    with replacing(path) as temporary:
+        np.savez_compressed(temporary, **arrays)
+
+
+def load_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Read what :func:`save_arrays` wrote. Raises Problem if it is missing or damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise Problem(f"{path} cannot be read ({error}). Run the script again.") from error
+
+
+def save_torch(path: Path, state: dict) -> None:
+    """Write a checkpoint or a model: tensors, numbers, strings, lists and dictionaries."""
+    with replacing(path) as temporary:
+        torch.save(state, temporary)
+
+
+def load_torch(path: Path, map_location: str | torch.device = "cpu") -> dict:
+    """Read a checkpoint or a model; never runs code from it. Raises Problem if it is damaged or no such file."""
+    try:
+        return torch.load(path, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise Problem(f"{path} is not a file that this program wrote, or is damaged. Delete it and train again.") from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise Problem(f"{path} cannot be read ({str(error).splitlines()[0]}). Delete it and train again.") from error
+
+
+def versions() -> dict[str, str | None]:
+    """What it would take to repeat a run beside its settings: versions, machine, git commit where there is one."""
+    try:
+        git = subprocess.run(
+            ["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        git = None
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "numpy": np.__version__,
+        "matplotlib": matplotlib.__version__,
+        "git_commit": git,
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """The name of the device as a person would say it, with the number of threads on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "cpu":
+        return f"CPU ({cpu_model()}), {torch.get_num_threads()} threads"
+    return device.type
+
+
+def cpu_model() -> str:
+    """The processor's model name, or its architecture where the system does not tell."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
