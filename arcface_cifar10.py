@@ -1,0 +1,92 @@
+"""CIFAR-10 with the ArcFace loss: python arcface_cifar10.py [--help]"""
+
+import sys
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from experiment import run
+from experiment.data import shift_and_flip, to_float
+from experiment.layers import Conv, block
+from experiment.training import Recipe
+
+# --- the embedding CNN ---------------------------------------------------------------------------
+
+
+class Network(nn.Module):
+    """Images, N × 3 × H × W in [0, 1], to embeddings, N × d. Any image size from 16 up to 32 and beyond.
+
+    After K. Jordan, "94% on CIFAR-10 in 3.29 seconds", 2024, https://arxiv.org/abs/2404.00498: a fixed
+    whitening layer, then three blocks of two convolutions.
+    """
+
+    def __init__(self, embedding_size: int):
+        super().__init__()
+        self.register_buffer("mean", torch.tensor([0.4914, 0.4822, 0.4465]).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor([0.2470, 0.2435, 0.2616]).view(1, 3, 1, 1))
+        self.whiten = nn.Conv2d(3, 24, kernel_size=2)
+        self.whiten.weight.requires_grad_(False)
+        self.features = nn.Sequential(nn.GELU(), *block(24, 64), *block(64, 256), *block(256, 256))
+        self.embedding = nn.Linear(256, embedding_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.whiten((x - self.mean) / self.std)
+        return self.embedding(self.features(x).amax(dim=(2, 3)))
+
+    @torch.no_grad()
+    def prepare(self, images: Tensor) -> None:
+        """Set the whitening filters, ± the eigenvectors of 2×2 patches, from uint8 images, N × H × W × 3."""
+        patches = F.unfold((to_float(images) - self.mean) / self.std, 2).transpose(1, 2).flatten(0, 1).double()
+        values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
+        filters = (vectors / (values + 5e-4).sqrt()).T.unflatten(1, (3, 2, 2)).float()
+        self.whiten.weight.copy_(torch.cat([filters, -filters]))
+
+
+# --- the recipe, tuned on the last 5,000 training images -----------------------------------------
+
+
+SIZES = (20, 24, 32)  # of the images in each third of the training: a small image costs little
+
+
+def augment(images: Tensor, flip: Tensor, progress: float, generator: torch.Generator) -> Tensor:
+    """Shift by up to 2 pixels, mirror half of the images, the other half in the next epoch, and shrink."""
+    x = to_float(shift_and_flip(images, 2, flip, generator))
+    size = SIZES[int(3 * progress)]
+    return x if size == x.shape[2] else F.interpolate(x, (size, size), mode="bilinear", antialias=True)
+
+
+def optimizers(network: nn.Module, head: nn.Module) -> list[torch.optim.Optimizer]:
+    """Muon turns the filters; SGD moves biases, the embedding matrix and the class centres."""
+    filters = [module.weight for module in network.modules() if isinstance(module, Conv)]
+    matrix = {id(parameter) for parameter in filters}
+    others = [p for p in network.parameters() if p.requires_grad and id(p) not in matrix]
+    return [
+        torch.optim.Muon(filters, lr=0.12, momentum=0.6, weight_decay=0, ns_steps=3),
+        torch.optim.SGD(
+            [{"params": others, "lr": 0.05}, {"params": head.parameters(), "lr": 0.2}], momentum=0.85, nesterov=True
+        ),
+    ]
+
+
+RECIPE = Recipe(
+    dataset="CIFAR-10",
+    network=Network,
+    augment=augment,
+    optimizers=optimizers,
+    epochs=9,
+    batch_size=500,
+    embedding_size=256,
+    scale=6.0,
+    margins={"arcface": 0.1, "cosface": 0.1, "sphereface": 1.1},
+    views_at_test=True,
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Train, evaluate, record and draw. Returns the exit status."""
+    return run.main(RECIPE, __doc__, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

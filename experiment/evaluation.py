@@ -1,0 +1,85 @@
+"""What a trained network is worth: accuracy, and the angles of the paper's Table 3."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from arcface_loss import unit
+from experiment.data import to_float
+
+BATCH = 1000
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context in which the network runs: bfloat16 arithmetic, or plain float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+@torch.no_grad()
+def embed(network: nn.Module, images: Tensor, precision: str) -> Tensor:
+    """Raw embeddings, N × d in float32, of images (uint8, N × H × W × C) in evaluation mode."""
+    network.eval()
+    with autocast(images.device, precision):
+        return torch.cat([network(to_float(batch)).float() for batch in images.split(BATCH)])
+
+
+@torch.no_grad()
+def embed_views(network: nn.Module, images: Tensor, precision: str) -> list[tuple[float, Tensor]]:
+    """Weighted embeddings of six views: each image and its mirror image, as it is and moved by (±1, ±1) pixels."""
+    size = images.shape[1]
+    padded = F.pad(images.permute(0, 3, 1, 2).float(), (1, 1, 1, 1), mode="reflect").to(torch.uint8).permute(0, 2, 3, 1)
+    views = [(0.25, images), (0.125, padded[:, :size, :size]), (0.125, padded[:, 2:, 2:])]
+    return [(weight, embed(network, v, precision)) for weight, view in views for v in (view, view.flip(2))]
+
+
+@torch.no_grad()
+def loss_and_correct(head: nn.Module, embeddings: Tensor, labels: Tensor) -> tuple[float, int]:
+    """The training objective, margin included, and how many are right by the plain logits."""
+    plain = head(embeddings)
+    logits = plain if isinstance(head, nn.Linear) else head(embeddings, labels)
+    return F.cross_entropy(logits, labels).item(), (plain.argmax(dim=1) == labels).sum().item()
+
+
+@torch.no_grad()
+def angles_to_centres(embeddings: Tensor, weight: Tensor) -> Tensor:
+    """Angles in radians, N × n, between embeddings (N × d) and class centres (n × d), whatever their lengths."""
+    return (unit(embeddings) @ unit(weight).T).clamp(-1, 1).arccos()
+
+
+def class_means(embeddings: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Embedding centres, n × d: the normalised mean of each class's unit embeddings (N × d)."""
+    sums = torch.zeros(classes, embeddings.shape[1], dtype=embeddings.dtype, device=embeddings.device)
+    return unit(sums.index_add_(0, labels, unit(embeddings)))
+
+
+@torch.no_grad()
+def angle_statistics(weight: Tensor, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> dict[str, float]:
+    """The angles of the paper's Table 3, in degrees.
+
+    Args:
+        weight: class centres of the head, n × d.
+        train, test: embeddings (N × d) and labels (N) of the plain images, network in evaluation mode.
+
+    Returns:
+        w_ec: mean angle between W_j and the embedding centre of class j (training images).
+        w_inter: mean over j of the smallest angle from W_j to another W_k.
+        intra_train, intra_test: mean angle between an embedding and its class's embedding centre.
+        inter_train, inter_test: mean over j of the smallest angle between embedding centres.
+    """
+    weight = unit(weight.double())
+    train_means, test_means = (class_means(e.double(), y, len(weight)) for e, y in (train, test))
+
+    def between(a: Tensor, b: Tensor) -> Tensor:
+        return (a * b).sum(dim=1).clamp(-1, 1).arccos().rad2deg()
+
+    def nearest(centres: Tensor) -> Tensor:
+        angles = (centres @ centres.T).clamp(-1, 1).arccos().rad2deg()
+        return angles.fill_diagonal_(math.inf).amin(dim=1)
+
+    result = {"w_ec": between(weight, train_means), "w_inter": nearest(weight)}
+    for split, (embeddings, labels), means in (("train", train, train_means), ("test", test, test_means)):
+        result[f"intra_{split}"] = between(unit(embeddings.double()), means[labels])
+        result[f"inter_{split}"] = nearest(means)
+    return {key: value.mean().item() for key, value in result.items()}
