@@ -20,9 +20,7 @@ class Network(nn.Module):
         super().__init__()
         self.register_buffer("mean", torch.tensor(0.1307))
         self.register_buffer("std", torch.tensor(0.3081))
-        self.features = nn.Sequential(
-            *(Conv(1, 32), nn.MaxPool2d(2), batch_norm(32), nn.GELU()), *block(32, 64), *block(64, 128)
-        )
+        self.features = nn.Sequential(*(Conv(1, 32), nn.MaxPool2d(2), batch_norm(32), nn.GELU()), *block(32, 64), *block(64, 128))
         self.embedding = nn.Linear(128, embedding_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -47,9 +45,7 @@ def optimizers(network: nn.Module, head: nn.Module) -> list[torch.optim.Optimize
     others = [p for p in network.parameters() if p.requires_grad and id(p) not in matrix]
     return [
         torch.optim.Muon(filters, lr=0.08, momentum=0.6, weight_decay=0, ns_steps=3),
-        torch.optim.SGD(
-            [{"params": others, "lr": 0.05}, {"params": head.parameters(), "lr": 0.2}], momentum=0.85, nesterov=True
-        ),
+        torch.optim.SGD([{"params": others, "lr": 0.05}, {"params": head.parameters(), "lr": 0.2}], momentum=0.85, nesterov=True),
     ]
 
 

@@ -175,9 +175,7 @@ def shift_and_flip(images: Tensor, pixels: int, flip: Tensor, generator: torch.G
     return images[torch.arange(n, device=images.device)[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
-def random_affine(
-    images: Tensor, degrees: float, scale: float, shear: float, shift: float, generator: torch.Generator
-) -> Tensor:
+def random_affine(images: Tensor, degrees: float, scale: float, shear: float, shift: float, generator: torch.Generator) -> Tensor:
     """Each image rotated, scaled, sheared and moved at random; black comes in at the border.
 
     Args:
@@ -250,8 +248,8 @@ def _shape(label: int, rng: np.random.Generator) -> np.ndarray:
         case "frame":
             draw.rectangle(box, outline=ink, width=7)
         case "star":
-            spokes = [(x + k * r * np.sin(t), y - k * r * np.cos(t)) for t, k in zip(np.arange(10) * np.pi / 5, [1, 0.4] * 5)]
-            draw.polygon(spokes, fill=ink)
+            turn, reach = np.arange(10) * np.pi / 5, r * np.tile([1, 0.4], 5)
+            draw.polygon(np.stack([x + reach * np.sin(turn), y - reach * np.cos(turn)], axis=1).ravel().tolist(), fill=ink)
     return _noisy(np.asarray(picture.resize((32, 32), Image.Resampling.BOX)), rng)
 
 

@@ -35,7 +35,9 @@ def replacing(path: Path):
             os.fsync(written.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise Problem(f"{path} could not be written: {error.strerror or error}. Free some space or choose another --out.") from error
+        raise Problem(
+            f"{path} could not be written: {error.strerror or error}. Free some space or choose another --out."
+        ) from error
     except RuntimeError as error:  # what torch.save raises when its writer fails
         raise Problem(f"{path} could not be written: {str(error).splitlines()[0]}. Is the disk full?") from error
     finally:

@@ -66,6 +66,8 @@ def run(recipe: Recipe, options: argparse.Namespace, command_line: str) -> None:
     )
     first = not dist.is_initialized() or dist.get_rank() == 0
     if first:
+        if source.name == "synthetic":
+            print(not_real(recipe.dataset))
         print(f"{source.name}: {len(source.train_labels)} training and {len(source.test_labels)} test images")
         print(f"loss {settings.loss}, s = {settings.scale}, margin = {settings.margin}; device: {records.device_name(device)}")
         print(f"precision: {settings.precision} in the network, float32 in the head", flush=True)
@@ -94,7 +96,7 @@ def run(recipe: Recipe, options: argparse.Namespace, command_line: str) -> None:
     records.save_json(out / "run.json", record)
     figures.draw_run(out)
     checkpoint.unlink(missing_ok=True)
-    summary(record, out)
+    summary(record, recipe.dataset, out)
 
 
 def load_data(name: str, folder: Path, given: bool) -> data.Data:
@@ -106,16 +108,17 @@ def load_data(name: str, folder: Path, given: bool) -> data.Data:
     except data.DownloadFailed as problem:
         if given:
             raise
-        print(f"{problem}\n{SYNTHETIC.format(name=name)}", flush=True)
+        print(problem, flush=True)
         return data.synthetic(name)
 
 
-SYNTHETIC = """
-****************************************************************************
-*  THIS IS NOT {name}: a small SYNTHETIC stand-in takes its place, so     *
-*  that you can see the program work. Its figures say nothing of {name}.  *
-****************************************************************************
-"""
+def not_real(name: str) -> str:
+    """Words that nobody can miss: this is the stand-in."""
+    lines = [
+        f"THIS IS NOT {name}. A small SYNTHETIC stand-in takes its place, so that you",
+        f"can see the program work. Its figures say nothing of {name}.",
+    ]
+    return "\n".join(["", "*" * 80, *(f"*  {line:<74}  *" for line in lines), "*" * 80, ""])
 
 
 def folder(dataset: str, source: str) -> str:
@@ -172,7 +175,7 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
     return (logits.argmax(dim=1) == labels).sum().item() / len(labels)
 
 
-def summary(record: dict, out: Path) -> None:
+def summary(record: dict, name: str, out: Path) -> None:
     """What a run ends with on the screen."""
     views = record["test_accuracy_tta"]
     print(f"\nTest accuracy {record['test_accuracy']:.2%}" + (f" ({views:.2%} with test-time augmentation)" if views else ""))
@@ -181,7 +184,7 @@ def summary(record: dict, out: Path) -> None:
         f"Mean angle to the class's embedding centre, test images: {record['angles']['intra_test']:.1f}°"
     )
     if record["dataset"] == "synthetic":
-        print(SYNTHETIC.format(name="the data set that you asked for"))
+        print(not_real(name))
     print(f"Pictures, run.json and the trained model.pt are in {out}")
 
 

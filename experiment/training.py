@@ -33,7 +33,8 @@ class Recipe:
 
     ``augment(images, flip, progress, generator)`` turns a batch of uint8 images, N × H × W × C, into floats,
     N × C × H × W in [0, 1]. flip (bool, N) names the half of the images that is mirrored in this epoch, if any are:
-    the other half in the next; progress, in [0, 1), is the part of the training that is done. ``optimizers(network, head)`` gives optimizers with their peak learning rates.
+    the other half in the next; progress, in [0, 1), is the part of the training that is done.
+    ``optimizers(network, head)`` gives optimizers with their peak learning rates.
     """
 
     dataset: str
@@ -66,7 +67,11 @@ class Settings:
 
 @dataclass
 class Trained:
-    """The outcome of :func:`train`. snapshots: θ in radians to the own and the nearest other centre, 3 × M × 2."""
+    """The outcome of :func:`train`.
+
+    snapshots: θ in radians to the own and to the nearest other centre, 3 × M × 2, for the samples of the first,
+    the middle and the last steps of the training.
+    """
 
     network: nn.Module
     head: nn.Module
@@ -145,7 +150,7 @@ def train(recipe: Recipe, settings: Settings, data: Data, checkpoint: Path, resu
     peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     parallel = DistributedDataParallel(model) if world > 1 else model
 
-    history, snapshots, seconds = [], [], 0.0
+    history, snapshots, seconds = [], [[], [], []], 0.0
     if resume and checkpoint.exists():
         state = load_checkpoint(checkpoint, settings, device)
         model.load_state_dict(state["model"])
@@ -155,7 +160,8 @@ def train(recipe: Recipe, settings: Settings, data: Data, checkpoint: Path, resu
 
     steps = len(images) // batch_size
     total = steps * settings.epochs
-    keep = {first + i for first in (0, total // 2, max(0, total - SNAPSHOT)) for i in range(SNAPSHOT)}
+    window = max(1, min(SNAPSHOT, total // 3))
+    windows = [range(first, first + window) for first in (0, (total - window) // 2, total - window)]
     bar = tqdm(total=total, initial=steps * len(history), unit="step", disable=rank > 0 or not sys.stderr.isatty(), leave=False)
     for epoch in range(len(history), settings.epochs):
         # All randomness of an epoch follows from the seed and the epoch, so that a resumed run repeats it.
@@ -188,9 +194,10 @@ def train(recipe: Recipe, settings: Settings, data: Data, checkpoint: Path, resu
                 own = theta.gather(1, label[:, None])
                 plain = logits if isinstance(head, nn.Linear) else -theta
                 sums += torch.stack([loss.detach(), (plain.argmax(dim=1) == label).float().mean(), own.mean()])
-                if step in keep:
-                    other = theta.scatter(1, label[:, None], math.inf).amin(dim=1, keepdim=True)
-                    snapshots.append(torch.cat([own, other], dim=1).cpu())
+                for steps_kept, kept in zip(windows, snapshots, strict=True):
+                    if step in steps_kept:
+                        other = theta.scatter(1, label[:, None], math.inf).amin(dim=1, keepdim=True)
+                        kept.append(torch.cat([own, other], dim=1).cpu())
             if (step + 1) % SHOW == 0 or step + 1 == (epoch + 1) * steps:
                 mean_loss, accuracy, angle = (sums / (step + 1 - epoch * steps)).tolist()
                 watch(mean_loss, accuracy, classes, step, total, settings)
@@ -230,8 +237,7 @@ def train(recipe: Recipe, settings: Settings, data: Data, checkpoint: Path, resu
                 },
             )
     bar.close()
-    thirds = torch.cat(snapshots).chunk(3) if len(snapshots) == 3 * SNAPSHOT else [torch.cat(snapshots)] * 3
-    return Trained(network, head, history, torch.stack(thirds), seconds)
+    return Trained(network, head, history, torch.stack([torch.cat(kept) for kept in snapshots]), seconds)
 
 
 def learning_rate(step: int, total: int) -> float:

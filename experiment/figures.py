@@ -1,0 +1,229 @@
+"""Pictures of a run, drawn from its record and arrays alone: python -m experiment.figures figures/mnist"""
+
+import sys
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from sklearn.manifold import TSNE
+from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
+
+from experiment import records
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+# Okabe and Ito's colours, which the colour-blind tell apart; markers tell ten classes apart without colour.
+BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#777777"
+CLASS_COLOURS = ["#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#B8A800", "#000000", "#7F3C8D", "#8C6D4F"]
+CLASS_MARKERS = "osv^DPX*<>"
+STYLE = {
+    "figure.figsize": (6.4, 4.2),
+    "figure.dpi": 150,
+    "figure.constrained_layout.use": True,
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+}
+
+
+def draw_run(folder: Path) -> None:
+    """Draw the seven pictures of a run from ``run.json`` and ``arrays.npz`` in its folder.
+
+    Raises:
+        Problem: a record is missing or damaged, or a picture cannot be written.
+    """
+    record, arrays = records.load_json(folder / "run.json"), records.load_arrays(folder / "arrays.npz")
+    for draw in (accuracy, loss, angles, embedding, centres, confusion, mistakes):
+        with plt.rc_context(STYLE):
+            figure = draw(record, arrays)
+            if record["dataset"] == "synthetic":
+                figure.suptitle("SYNTHETIC stand-in, not the real data", color=RED, fontweight="bold")
+            save(figure, folder / f"{draw.__name__}.png")
+
+
+def save(figure: plt.Figure, path: Path) -> None:
+    """Write a figure as PNG, whole or not at all, and close it."""
+    with records.replacing(path) as temporary:
+        figure.savefig(temporary, format="png")
+    plt.close(figure)
+
+
+def accuracy(record: dict, arrays: dict) -> plt.Figure:
+    """Training and test accuracy in % against epochs."""
+    figure, axes = plt.subplots()
+    for key, name, colour, marker in (("train_accuracy", "training", BLUE, "o"), ("test_accuracy", "test", ORANGE, "s")):
+        axes.plot(*_curve(record, key, 100), color=colour, marker=marker, markersize=4, label=name)
+    last = 100 * record["test_accuracy"]
+    axes.annotate(
+        f"{last:.2f}%", (record["epochs"], last), xytext=(0, -18), textcoords="offset points", ha="right", color="#A06F00"
+    )
+    axes.set(xlabel="epoch", ylabel="accuracy in %", title=f"{_title(record)}: {last:.2f}% of the test images are right")
+    _epochs(axes, record)
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 0.1))
+    return figure
+
+
+def loss(record: dict, arrays: dict) -> plt.Figure:
+    """Training objective, margin included, on training and test images, against epochs."""
+    figure, axes = plt.subplots()
+    for key, name, colour, marker in (("train_loss", "training", BLUE, "o"), ("test_loss", "test", ORANGE, "s")):
+        axes.plot(*_curve(record, key, 1), color=colour, marker=marker, markersize=4, label=name)
+    axes.set(xlabel="epoch", ylabel="loss (nats)", title=f"{_title(record)}: the loss, margin included", ylim=(0, None))
+    _epochs(axes, record)
+    axes.legend()
+    return figure
+
+
+def angles(record: dict, arrays: dict) -> plt.Figure:
+    """Distributions of θ to the own and to the nearest other centre, at three times of the training."""
+    figure, axes = plt.subplots(3, 1, sharex=True, figsize=(6.4, 5.6))
+    bins = np.arange(0, 181, 2)
+    for axis, theta, when in zip(axes, arrays["snapshots"].astype(float), ("first", "middle", "last"), strict=True):
+        for column, (name, colour, hatch) in enumerate((("own centre", BLUE, None), ("nearest other centre", ORANGE, "///"))):
+            axis.hist(
+                theta[:, column],
+                bins,
+                density=True,
+                color=colour,
+                alpha=0.65,
+                label=name,
+                hatch=hatch,
+                edgecolor="white",
+                linewidth=0.3,
+            )
+            axis.axvline(theta[:, column].mean(), color=colour, linewidth=1.5, linestyle="-" if column == 0 else "--")
+        axis.set_title(
+            f"{when} steps: own {theta[:, 0].mean():.0f}°, nearest other {theta[:, 1].mean():.0f}° on average", fontsize=10
+        )
+        axis.set(yticks=[], ylabel="density")
+    axes[0].legend(title="angle to the")
+    axes[-1].set(
+        xlabel="angle θ between training embedding and class centre, in degrees", xlim=(0, 140), xticks=range(0, 141, 20)
+    )
+    figure.suptitle(f"{_title(record)}: embeddings turn towards their own centre", fontsize=11)
+    return figure
+
+
+def embedding(record: dict, arrays: dict) -> plt.Figure:
+    """Map (t-SNE on angles) of test embeddings and class centres on the sphere."""
+    points, centres = arrays["embeddings"].astype(np.float32), arrays["centres"].astype(np.float32)
+    together = np.concatenate([points, centres])
+    distance = np.arccos(np.clip(together @ together.T, -1, 1))
+    np.fill_diagonal(distance, 0)
+    flat = TSNE(metric="precomputed", init="random", perplexity=min(40, len(together) // 4), random_state=0).fit_transform(
+        distance
+    )
+    labels, classes = arrays["labels"][: len(points)], arrays["classes"]
+    figure, axes = plt.subplots(figsize=(7.2, 5.4))
+    for k, name in enumerate(classes):
+        mine = flat[: len(points)][labels == k]
+        axes.scatter(*mine.T, s=9, alpha=0.6, linewidths=0, color=CLASS_COLOURS[k], marker=CLASS_MARKERS[k], label=name)
+        axes.scatter(
+            *flat[len(points) + k], s=110, color=CLASS_COLOURS[k], marker=CLASS_MARKERS[k], edgecolors="white", linewidths=1.5
+        )
+        text = axes.annotate(
+            name, flat[len(points) + k], xytext=(0, 9), textcoords="offset points", ha="center", fontsize=9, weight="bold"
+        )
+        text.set_bbox({"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1})
+    axes.set(xticks=[], yticks=[], xlabel="t-SNE of the angles between embeddings (no units)")
+    axes.set_title(f"{_title(record)}: test embeddings on the sphere\nlarge marks: class centres W")
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), markerscale=2.5)
+    return figure
+
+
+def centres(record: dict, arrays: dict) -> plt.Figure:
+    """Angles between every two class centres, and their distance from the simplex limit."""
+    centre = arrays["centres"].astype(float)
+    theta = np.degrees(np.arccos(np.clip(centre @ centre.T, -1, 1)))
+    limit = np.degrees(np.arccos(-1 / (len(centre) - 1)))
+    np.fill_diagonal(theta, np.nan)
+    nearest = np.nanmin(theta, axis=1).mean()
+    figure, axes = plt.subplots(figsize=(6.4, 5.4))
+    spread = max(5.0, np.nanmax(np.abs(theta - limit)))
+    image = axes.imshow(theta, cmap="RdBu", vmin=limit - spread, vmax=limit + spread)
+    for i, j in np.argwhere(~np.isnan(theta)):
+        dark = abs(theta[i, j] - limit) > 0.6 * spread
+        axes.text(j, i, f"{theta[i, j]:.0f}", ha="center", va="center", fontsize=8, color="white" if dark else "black")
+    ticks = range(len(centre))
+    axes.set_xticks(
+        ticks,
+        arrays["classes"],
+        rotation=45 if max(map(len, arrays["classes"])) > 2 else 0,
+        ha="right" if max(map(len, arrays["classes"])) > 2 else "center",
+    )
+    axes.set_yticks(ticks, arrays["classes"])
+    axes.grid(False)
+    axes.set_title(
+        f"{_title(record)}: angles between class centres\nnearest other: {nearest:.1f}° on average; simplex limit: {limit:.1f}°"
+    )
+    bar = figure.colorbar(image, label="angle in degrees")
+    bar.ax.axhline(limit, color="black", linewidth=1.5)
+    return figure
+
+
+def confusion(record: dict, arrays: dict) -> plt.Figure:
+    """Confusion matrix of the test images, counts."""
+    figure, axes = plt.subplots(figsize=(6.4, 5.4))
+    matrix = confusion_matrix(arrays["labels"], arrays["predicted"], labels=range(len(arrays["classes"])))
+    wrong = matrix.astype(float)
+    np.fill_diagonal(wrong, 0)
+    words = max(map(len, arrays["classes"])) > 2
+    display = ConfusionMatrixDisplay(matrix, display_labels=arrays["classes"])
+    display.plot(
+        ax=axes, cmap="Blues", colorbar=False, xticks_rotation=45 if words else 0, values_format="d", text_kw={"fontsize": 8}
+    )
+    display.im_.set_data(wrong)
+    display.im_.set_clim(0, max(1, wrong.max()))
+    for text, (i, j) in zip(display.text_.ravel(), np.ndindex(matrix.shape), strict=True):
+        text.set_color("black" if i == j or wrong[i, j] < 0.6 * wrong.max() else "white")
+        text.set_weight("bold" if i == j else "normal")
+        text.set_alpha(1 if matrix[i, j] else 0.25)
+    axes.grid(False)
+    axes.set(xlabel="predicted class", ylabel="true class")
+    axes.set_title(
+        f"{_title(record)}: {int(wrong.sum())} of {matrix.sum()} test images are wrong\n(number of images; darker: more mistakes)"
+    )
+    return figure
+
+
+def mistakes(record: dict, arrays: dict) -> plt.Figure:
+    """The most confidently wrong test images, with θ to the predicted and to the true centre."""
+    figure, axes = plt.subplots(3, 8, figsize=(9.6, 5.2))
+    for axis in axes.flat:
+        axis.axis("off")
+    classes = arrays["classes"]
+    for axis, image, at, theta in zip(
+        axes.flat, arrays["mistakes"], arrays["mistakes_at"], arrays["mistakes_theta"], strict=False
+    ):
+        true, predicted = arrays["labels"][at], arrays["predicted"][at]
+        axis.imshow(image.squeeze(), cmap="gray")
+        axis.set_title(
+            f"is {classes[true]}, {theta[true]:.0f}°\nsaid {classes[predicted]}, {theta[predicted]:.0f}°", fontsize=7.5
+        )
+    figure.suptitle(
+        f"{_title(record)}: the most confident mistakes, with the angle to the true and to the predicted centre", fontsize=11
+    )
+    return figure
+
+
+def _curve(record: dict, key: str, factor: float) -> tuple[list[int], list[float]]:
+    return [entry["epoch"] for entry in record["history"]], [factor * entry[key] for entry in record["history"]]
+
+
+def _epochs(axes: plt.Axes, record: dict) -> None:
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_xlim(0.5 if record["epochs"] > 1 else 0, record["epochs"] + 0.5)
+
+
+def _title(record: dict) -> str:
+    name = "Synthetic images" if record["dataset"] == "synthetic" else record["dataset"]
+    return f"{name}, {record['loss']}"
+
+
+if __name__ == "__main__":
+    draw_run(Path(sys.argv[1]))
