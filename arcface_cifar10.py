@@ -63,7 +63,7 @@ def optimizers(network: nn.Module, head: nn.Module) -> list[torch.optim.Optimize
     others = [p for p in network.parameters() if p.requires_grad and id(p) not in matrix]
     return [
         torch.optim.Muon(filters, lr=0.12, momentum=0.6, weight_decay=0, ns_steps=3),
-        torch.optim.SGD([{"params": others, "lr": 0.05}, {"params": head.parameters(), "lr": 0.2}], momentum=0.85, nesterov=True),
+        torch.optim.SGD([{"params": others, "lr": 0.2}, {"params": head.parameters(), "lr": 0.5}], momentum=0.85, nesterov=True),
     ]
 
 

@@ -280,5 +280,6 @@ def real(low: float, high: float):
 
 
 def command(recipe: Recipe, argv: list[str]) -> str:
-    """The command line that repeats this run."""
+    """The command line that repeats this run from its beginning."""
+    argv = [word for word in argv if word != "--resume"]
     return shlex.join(["python", f"arcface_{folder(recipe.dataset, recipe.dataset)}.py", *argv])

@@ -1,0 +1,330 @@
+"""Whole runs: end to end, repeated, killed and resumed, on a full disk, with bad input, and diverging."""
+
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import arcface_cifar10
+import arcface_mnist
+from experiment import data, figures, records, run, training
+from tests.conftest import same
+
+PICTURES = ["accuracy", "loss", "angles", "embedding", "centres", "confusion", "mistakes"]
+SHORT = ["--data", "synthetic", "--epochs", "2", "--batch-size", "100", "--device", "cpu"]
+KEYS = {
+    *("dataset", "loss", "scale", "margin", "embedding_size", "epochs", "batch_size", "seed", "device", "precision"),
+    *("parameters", "train_seconds", "total_seconds", "test_accuracy", "test_accuracy_tta", "history", "angles"),
+    *("versions", "command", "data_md5"),
+}
+
+
+def start(script, *arguments, **keywords):
+    """The script as a process of its own, in another working directory."""
+    command = [sys.executable, script.__file__, *map(str, arguments)]
+    return subprocess.Popen(command, cwd="/", stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **keywords)
+
+
+def without_times(record):
+    """A record without what may differ between equal runs."""
+    record = {key: value for key, value in record.items() if key not in ("train_seconds", "total_seconds", "command")}
+    return record | {"history": [{k: v for k, v in entry.items() if k != "seconds"} for entry in record["history"]]}
+
+
+# --- end to end ----------------------------------------------------------------------------------
+
+
+def test_default_recipe_learns_the_stand_in(script, tmp_path):
+    process = start(script, "--data", "synthetic", "--out", tmp_path / "run")
+    output, errors = process.communicate(timeout=400)
+    assert process.returncode == 0, errors
+    assert output.count("THIS IS NOT") == 2 and "SYNTHETIC" in output and str(tmp_path) in output
+    record = json.loads((tmp_path / "run/run.json").read_text())
+    assert KEYS <= record.keys()
+    assert record["dataset"] == "synthetic" and record["test_accuracy"] > 0.9
+    assert record["test_accuracy"] == record["history"][-1]["test_accuracy"]
+    assert len(record["history"]) == record["epochs"]
+    assert record["train_seconds"] == pytest.approx(sum(entry["seconds"] for entry in record["history"]))
+    for name in PICTURES:
+        with Image.open(tmp_path / f"run/{name}.png") as picture:
+            assert picture.width >= 900 and np.asarray(picture.convert("L")).std() > 5
+    assert (tmp_path / "run/arrays.npz").stat().st_size < 2e6
+    assert (tmp_path / "run/model.pt").stat().st_size < 2e7
+    assert not (tmp_path / "run/checkpoint.pt").exists()
+
+    network, head = run.load_model(tmp_path / "run/model.pt", script.Network)
+    found = data.synthetic("MNIST" if script is arcface_mnist else "CIFAR-10")
+    with torch.no_grad():
+        right = head(network(data.to_float(found.test_images))).argmax(dim=1) == found.test_labels
+    assert right.float().mean().item() == pytest.approx(record["test_accuracy"], abs=0.01)  # float32 here
+
+
+def test_real_mnist_in_one_epoch(real_data, tmp_path, capsys):
+    assert arcface_mnist.main(["--data", str(real_data), "--epochs", "1", "--out", str(tmp_path)]) == 0
+    assert json.loads((tmp_path / "run.json").read_text())["test_accuracy"] > 0.98
+
+
+@pytest.mark.parametrize("loss", training.LOSSES)
+def test_every_loss_trains(small, tmp_path, loss):
+    assert arcface_mnist.main([*SHORT, "--epochs", "4", "--loss", loss, "--out", str(tmp_path)]) == 0
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["loss"] == loss and record["test_accuracy"] > 0.6
+
+
+def test_no_data_and_no_network_show_the_stand_in(small, tmp_path, monkeypatch, capsys):
+    def fail(name, folder, missing):
+        raise data.DownloadFailed("no network")
+
+    monkeypatch.setattr(data, "download", fail)
+    monkeypatch.setattr(run, "ROOT", tmp_path)
+    assert arcface_mnist.main(SHORT[2:]) == 0
+    assert "THIS IS NOT MNIST" in capsys.readouterr().out
+    assert (tmp_path / "figures/synthetic-mnist/run.json").exists() and not (tmp_path / "figures/mnist").exists()
+    assert arcface_mnist.main([*SHORT[2:], "--data", str(tmp_path / "nothing")]) == 1
+
+
+def test_two_processes_train_like_one(tmp_path):
+    """torchrun with two gloo processes: the record is written once and the accuracy is that of one process."""
+    arguments = ["--data", "synthetic", "--epochs", "3", "--batch-size", "200", "--device", "cpu"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*launcher, arcface_mnist.__file__, *arguments, "--out", tmp_path / "two"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("epoch   1/3") == 1
+    assert arcface_mnist.main([*arguments, "--out", str(tmp_path / "one")]) == 0
+    one, two = (json.loads((tmp_path / name / "run.json").read_text())["test_accuracy"] for name in ("one", "two"))
+    assert two == pytest.approx(one, abs=0.03)
+
+
+# --- reproducible, resumable ---------------------------------------------------------------------
+
+
+def test_same_seed_same_record_and_another_seed_another(small, tmp_path):
+    def run_with(name, *more):
+        assert arcface_mnist.main([*SHORT, "--out", str(tmp_path / name), *more]) == 0
+        return without_times(json.loads((tmp_path / name / "run.json").read_text())), torch.load(tmp_path / name / "model.pt")
+
+    (one, weights), (two, again), (_, other) = run_with("one"), run_with("two"), run_with("three", "--seed", "1")
+    assert one == two and same(weights["network"], again["network"])
+    assert not same(weights["network"], other["network"])
+
+
+def test_killed_at_any_moment_it_resumes_to_the_same_end(tmp_path):
+    arguments = ["--data", "synthetic", "--epochs", "4", "--batch-size", "200", "--device", "cpu", "--out"]
+    process = start(arcface_mnist, *arguments, tmp_path / "whole")
+    began = time.monotonic()
+    assert process.wait(200) == 0
+    whole = time.monotonic() - began
+    moments = random.Random(0)
+    for attempt in range(3):
+        process = start(arcface_mnist, *arguments, tmp_path / "cut", *(["--resume"] if attempt else []))
+        time.sleep(moments.uniform(0.3, 0.9) * whole)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert start(arcface_mnist, *arguments, tmp_path / "cut", "--resume").wait(200) == 0
+    one, two = (json.loads((tmp_path / name / "run.json").read_text()) for name in ("whole", "cut"))
+    assert without_times(one) == without_times(two)
+    one, two = (torch.load(tmp_path / name / "model.pt") for name in ("whole", "cut"))
+    assert same(one["network"], two["network"]) and same(one["head"], two["head"])
+
+
+def test_ctrl_c_says_how_to_resume(small, tmp_path, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "loss_and_correct", interrupted)
+    assert arcface_mnist.main([*SHORT, "--out", str(tmp_path)]) == 130
+    assert "--resume" in capsys.readouterr().err
+
+
+# --- nothing half-written ------------------------------------------------------------------------
+
+
+def limited():
+    """In the child: no file may grow beyond 150 kB, as on a full disk."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000))
+
+
+def test_a_full_disk_leaves_what_was_there(tmp_path):
+    earlier = {name: f"earlier {name}".encode() for name in ("run.json", "model.pt", "checkpoint.pt", "accuracy.png")}
+    for name, content in earlier.items():
+        (tmp_path / name).write_bytes(content)
+    process = start(arcface_mnist, *SHORT, "--out", tmp_path, preexec_fn=limited)
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode == 1
+    assert errors.startswith("error: ") and errors.count("\n") == 1 and "could not be written" in errors
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == earlier
+
+
+@pytest.mark.parametrize("failing", ["save_json", "save_arrays", "save_torch"])
+def test_a_failed_write_leaves_the_earlier_file(tmp_path, failing, monkeypatch):
+    path = tmp_path / "file"
+    path.write_bytes(b"earlier")
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    arguments = {"save_json": ({},), "save_torch": ({},)}.get(failing, ())
+    with pytest.raises(records.Problem, match="No space left on device"):
+        getattr(records, failing)(path, *arguments)
+    assert path.read_bytes() == b"earlier" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_the_folder_is_checked_before_the_first_epoch(small, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Path, "write_bytes", lambda *_: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+    monkeypatch.setattr(training, "train", lambda *_: pytest.fail("it trained"))
+    assert arcface_mnist.main([*SHORT, "--out", str(tmp_path)]) == 1
+    assert "--out" in capsys.readouterr().err
+
+
+# --- divergence ----------------------------------------------------------------------------------
+
+
+def test_training_that_does_not_learn_is_stopped(small, tmp_path, capsys):
+    arguments = [*SHORT, "--epochs", "10", "--scale", "64", "--margin", "1.5", "--out", str(tmp_path)]
+    assert arcface_cifar10.main(arguments) == 1
+    error = capsys.readouterr().err
+    assert "nothing is learnt" in error and "margin 1.5" in error and "--scale" in error
+
+
+def test_a_loss_that_is_not_finite_is_named():
+    settings = training.Settings("MNIST", "arcface", 64, 1.0, 8, 1, 2, 0, "cpu", "float32")
+    with pytest.raises(training.Diverged, match="The loss is nan at step 1 of 10"):
+        training.watch(float("nan"), 0.5, 10, 0, 10, settings)
+    training.watch(1.0, 0.5, 10, 9, 10, settings)
+
+
+# --- bad input -----------------------------------------------------------------------------------
+
+USAGE = [
+    *(["--epochs", bad] for bad in ("0", "-1", "10001", "1.5", "many", "")),
+    *(["--batch-size", bad] for bad in ("1", "0", "-5", "60001", "2.5", "all")),
+    *(["--seed", bad] for bad in ("-1", "1048576", "0.5", "x")),
+    *(["--scale", bad] for bad in ("0", "-1", "1001", "nan", "inf", "big")),
+    *(["--margin", bad] for bad in ("-0.1", "1.58", "4.1", "nan", "30", "wide")),
+    *(["--embedding-size", bad] for bad in ("1", "0", "-2", "4097", "1.5", "d")),
+    *(["--loss", bad] for bad in ("", "triplet", "ArcFace")),
+    *(["--device", bad] for bad in ("gpu", "tpu", "")),
+    *(["--precision", bad] for bad in ("float16", "16", "")),
+    *(["--loss", loss, "--margin", "0.2"] for loss in ("softmax", "norm-softmax", "cm1")),
+    ["--loss", "sphereface", "--margin", "0"],
+    *([option] for option in ("--data", "--out", "--epochs", "--recipe-file", "--epoch", "mnist")),
+]
+
+
+@pytest.mark.parametrize("arguments", USAGE, ids=" ".join)
+def test_bad_usage_ends_with_status_2(arguments, tmp_path, monkeypatch, capsys, script):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        script.main(["--data", "synthetic", *arguments])
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert caught.value.code == 2 and "error: " in last
+    assert not list(tmp_path.iterdir())
+
+
+def checkpoint_of(settings):
+    return {"settings": settings, "model": {}, "optimizers": [], "history": [], "snapshots": [], "seconds": 0.0}
+
+
+class Evil:
+    def __reduce__(self):
+        return (os.mkdir, ("evil",))
+
+
+SETTINGS = {
+    **{"dataset": "synthetic", "loss": "arcface", "scale": 8.0, "margin": 0.1, "embedding_size": 128, "epochs": 2},
+    **{"batch_size": 100, "seed": 0, "device": "cpu", "precision": "float32"},
+}
+PROBLEMS = {
+    "out is a file": (["--out", "a-file"], "a-file is a file"),
+    "out below a file": (["--out", "a-file/run"], "cannot be written"),
+    "data is a file": (["--data", "a-file"], "a-file is not a folder"),
+    "data is empty": (["--data", "no-data"], "could not be downloaded"),
+    "batch too large": (["--batch-size", "601"], "--batch-size 601"),
+    "no such device": (["--device", "mps"], "--device mps is not available"),
+    "checkpoint of another data set": (["--resume", "--out", "dataset"], "dataset MNIST (now synthetic)"),
+    "checkpoint of another embedding size": (["--resume", "--out", "size"], "embedding_size 64 (now 128)"),
+    "checkpoint of another loss": (["--resume", "--out", "loss"], "loss cosface (now arcface)"),
+    "checkpoint truncated": (["--resume", "--out", "truncated"], "checkpoint.pt"),
+    "checkpoint empty": (["--resume", "--out", "empty"], "checkpoint.pt"),
+    "checkpoint is text": (["--resume", "--out", "text"], "checkpoint.pt"),
+    "checkpoint is malicious": (["--resume", "--out", "malicious"], "checkpoint.pt"),
+    "checkpoint is something else": (["--resume", "--out", "other"], "not a checkpoint"),
+}
+
+
+@pytest.fixture
+def bad_files(tmp_path, monkeypatch, small):
+    """A working directory with what PROBLEMS names."""
+    monkeypatch.chdir(tmp_path)
+
+    def refuse(name, folder, missing):
+        raise data.DownloadFailed(f"{name} could not be downloaded")
+
+    monkeypatch.setattr(data, "download", refuse)
+    Path("a-file").write_text("here")
+    states = {
+        "dataset": checkpoint_of(SETTINGS | {"dataset": "MNIST"}),
+        "size": checkpoint_of(SETTINGS | {"embedding_size": 64}),
+        "loss": checkpoint_of(SETTINGS | {"loss": "cosface"}),
+        "truncated": checkpoint_of(SETTINGS),
+        "malicious": {"settings": SETTINGS, "model": Evil()},
+        "other": {"weights": torch.zeros(3)},
+    }
+    for name in (*states, "empty", "text"):
+        Path(name).mkdir()
+        if name in states:
+            torch.save(states[name], f"{name}/checkpoint.pt")
+    Path("empty/checkpoint.pt").touch()
+    Path("text/checkpoint.pt").write_text("not a checkpoint")
+    whole = Path("truncated/checkpoint.pt").read_bytes()
+    Path("truncated/checkpoint.pt").write_bytes(whole[: len(whole) // 2])
+    return tmp_path
+
+
+def contents(folder):
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_problems_end_with_one_line_and_status_1(name, bad_files, capsys):
+    arguments, message = PROBLEMS[name]
+    before = contents(bad_files)
+    assert arcface_mnist.main([*SHORT, "--precision", "float32", "--out", "run", *arguments]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and message in error
+    assert contents(bad_files) == before and not Path("evil").exists()
+
+
+def test_bad_models_and_records_are_named(tmp_path):
+    torch.save({"settings": SETTINGS, "network": {}, "head": {}}, tmp_path / "model.pt")
+    with pytest.raises(records.Problem, match="does not hold a model of arcface_mnist"):
+        run.load_model(tmp_path / "model.pt", arcface_mnist.Network)
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(records.Problem, match=r"run\.json cannot be read"):
+        figures.draw_run(tmp_path)
+    with pytest.raises(records.Problem, match=r"arrays\.npz cannot be read"):
+        records.load_arrays(tmp_path / "arrays.npz")
+
+
+@pytest.mark.parametrize(("arguments", "status"), [(["--epochs", "x"], 2), (["--help"], 0), (["--out", "/dev/null"], 1)])
+def test_the_real_command_line(script, arguments, status):
+    process = start(script, "--data", "synthetic", *arguments)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == status and "Traceback" not in errors
+    assert "--embedding-size" in output or errors.strip().splitlines()[-1].count("error: ") == 1
+
+
+def test_the_card_s_files_stand_at_the_top():
+    for name in ("arcface_mnist.py", "arcface_cifar10.py", "arcface_loss.py", "requirements.txt", "README.md"):
+        assert (run.ROOT / name).is_file()
+    assert shutil.which("make")
