@@ -16,6 +16,9 @@ from scipy import stats
 from experiment import records
 from experiment.records import ROOT, Problem
 
+DATASETS = ("mnist", "cifar10")
+MARKS = ("<!-- results -->", "<!-- /results -->")
+
 
 def interval(values: list[float]) -> tuple[float, float]:
     """Mean of the values, and half the width of its 95% confidence interval (Student's t)."""
@@ -23,24 +26,52 @@ def interval(values: list[float]) -> tuple[float, float]:
     return float(np.mean(values)), float(half)
 
 
-def describe(name: str, found: list[dict]) -> str:
-    """Means with intervals over the seeds of one data set, in one line."""
-    parts = [f"{name}, n = {len(found)} seeds"]
-    for key, label in (("test_accuracy", "test accuracy"), ("test_accuracy_tta", "with test-time augmentation")):
-        if found[0][key] is not None:
-            mean, half = interval([100 * record[key] for record in found])
-            parts.append(f"{label} {mean:.2f}% ± {half:.2f}")
-    mean, half = interval([record["train_seconds"] for record in found])
-    return "; ".join([*parts, f"training {mean:.0f} s ± {half:.0f}"])
+def cell(values: list[float], digits: int) -> str:
+    """A mean with its interval, to so many digits."""
+    mean, half = interval(values)
+    return f"{mean:.{digits}f} ± {half:.{digits}f}"
+
+
+def table() -> str:
+    """The README's table of results, in Markdown, from the records of all seeds."""
+    lines = ["| | seeds | test accuracy, % | with TTA, % | training, s | angle to own embedding centre (test) | machine |"]
+    lines += ["| --- | --- | --- | --- | --- | --- | --- |"]
+    for folder in DATASETS:
+        path = ROOT / "figures" / folder / "seeds.json"
+        if path.exists():
+            found = records.load_json(path)
+            views = [100 * record["test_accuracy_tta"] for record in found if record["test_accuracy_tta"] is not None]
+            cells = [
+                found[0]["dataset"],
+                str(len(found)),
+                f"**{cell([100 * record['test_accuracy'] for record in found], 2)}**",
+                cell(views, 2) if views else "–",
+                cell([record["train_seconds"] for record in found], 0),
+                cell([record["angles"]["intra_test"] for record in found], 1) + "°",
+                f"{found[0]['device_name']}, {found[0]['precision']}",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def write_table() -> None:
+    """Put the table between its two marks in the README."""
+    readme = ROOT / "README.md"
+    before, rest = readme.read_text(encoding="utf-8").split(MARKS[0])
+    with records.replacing(readme) as temporary:
+        temporary.write_text(f"{before}{MARKS[0]}\n{table()}\n{MARKS[1]}{rest.split(MARKS[1])[1]}", encoding="utf-8")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the seeds that have no record yet. Returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("dataset", choices=("mnist", "cifar10"))
+    parser.add_argument("dataset", choices=(*DATASETS, "table"), help="or 'table': write the README's table of results")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds 0 to N − 1 (default: 3)")
     parser.add_argument("--data", type=Path, metavar="DIR", help="as in the scripts")
     options = parser.parse_args(argv)
+    if options.dataset == "table":
+        write_table()
+        return 0
     folder = ROOT / "figures" / options.dataset
     path = folder / "seeds.json"
     try:
@@ -63,7 +94,7 @@ def main(argv: list[str] | None = None) -> int:
             records.save_json(path, found)
             if seed:
                 shutil.rmtree(out)
-        print(describe(options.dataset, found))
+        print(table())
     except Problem as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 1

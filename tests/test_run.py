@@ -51,7 +51,7 @@ def test_default_recipe_learns_the_stand_in(script, tmp_path):
     assert process.returncode == 0, errors
     assert output.count("THIS IS NOT") == 2 and "SYNTHETIC" in output and str(tmp_path) in output
     record = json.loads((tmp_path / "run/run.json").read_text())
-    assert KEYS <= record.keys()
+    assert record.keys() >= KEYS
     assert record["dataset"] == "synthetic" and record["test_accuracy"] > 0.9
     assert record["test_accuracy"] == record["history"][-1]["test_accuracy"]
     assert len(record["history"]) == record["epochs"]

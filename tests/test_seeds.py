@@ -1,0 +1,63 @@
+"""The seeds' records, and the README's table of them."""
+
+import json
+
+import pytest
+
+from experiment import data, run, seeds
+
+
+def test_the_readme_s_table_is_that_of_the_records():
+    readme = (run.ROOT / "README.md").read_text(encoding="utf-8")
+    shown = readme.split(seeds.MARKS[0])[1].split(seeds.MARKS[1])[0].strip()
+    assert shown == seeds.table()
+    for folder in seeds.DATASETS:
+        found = json.loads((run.ROOT / "figures" / folder / "seeds.json").read_text())
+        mean = sum(100 * record["test_accuracy"] for record in found) / len(found)
+        assert f"**{mean:.2f} ± " in shown
+
+
+@pytest.mark.parametrize("folder", seeds.DATASETS)
+def test_seed_0_is_the_run_in_the_pictures(folder):
+    record = json.loads((run.ROOT / "figures" / folder / "run.json").read_text())
+    found = json.loads((run.ROOT / "figures" / folder / "seeds.json").read_text())
+    assert len(record.pop("history")) == record["epochs"]
+    assert record == found[0] and [entry["seed"] for entry in found] == list(range(len(found)))
+    name = {"mnist": "MNIST", "cifar10": "CIFAR-10"}[folder]
+    assert record["dataset"] == name and record["data_md5"] == data.PUBLISHED[name][1]
+
+
+def test_seeds_of_the_stand_in_are_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(seeds, "ROOT", tmp_path)
+    monkeypatch.setattr(seeds.subprocess, "run", finished(tmp_path))
+    assert seeds.main(["mnist"]) == 1
+    assert "synthetic" in capsys.readouterr().err
+
+
+def test_each_seed_is_run_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(seeds, "ROOT", tmp_path)
+    run_script = finished(tmp_path, dataset="MNIST")
+    monkeypatch.setattr(seeds.subprocess, "run", run_script)
+    assert seeds.main(["mnist", "--seeds", "2"]) == seeds.main(["mnist", "--seeds", "3"]) == 0
+    assert run_script.seeds == [0, 1, 2]
+    found = json.loads((tmp_path / "figures/mnist/seeds.json").read_text())
+    assert [record["seed"] for record in found] == [0, 1, 2] and "history" not in found[0]
+    assert not (tmp_path / "figures/mnist/seed-1").exists() and (tmp_path / "figures/mnist/run.json").exists()
+    assert "| MNIST | 3 | **99.00 ± 0.00** |" in capsys.readouterr().out
+
+
+def finished(root, dataset="synthetic"):
+    """Stands in for subprocess.run: leaves the record that a script would leave."""
+
+    def run_script(command, cwd):
+        seed = int(command[command.index("--seed") + 1]) if "--seed" in command else 0
+        out = root / (command[command.index("--out") + 1] if "--out" in command else "figures/mnist")
+        out.mkdir(parents=True, exist_ok=True)
+        record = {"dataset": dataset, "seed": seed, "history": [], "test_accuracy": 0.99, "test_accuracy_tta": None}
+        record |= {"train_seconds": 1.0, "angles": {"intra_test": 10.0}, "device_name": "a CPU", "precision": "float32"}
+        (out / "run.json").write_text(json.dumps(record))
+        run_script.seeds.append(seed)
+        return type("Done", (), {"returncode": 0})
+
+    run_script.seeds = []
+    return run_script
