@@ -170,7 +170,7 @@ def train(recipe: Recipe, settings: Settings, data: Data, checkpoint: Path, resu
         noise.manual_seed((settings.seed << 20) + epoch + ((rank + 1) << 40))
         batches = torch.randperm(len(images), generator=order, device=device)[: steps * batch_size].view(steps, batch_size)
         sums = torch.zeros(3, device=device)  # loss, correct answers, θ to the own centre
-        began, shown = time.perf_counter(), 0
+        began, shown, right = time.perf_counter(), 0, 0.0
         model.train()
         for step, batch in enumerate(batches, start=epoch * steps):
             index = batch[rank::world]
@@ -200,7 +200,9 @@ def train(recipe: Recipe, settings: Settings, data: Data, checkpoint: Path, resu
                         kept.append(torch.cat([own, other], dim=1).cpu())
             if (step + 1) % SHOW == 0 or step + 1 == (epoch + 1) * steps:
                 mean_loss, accuracy, angle = (sums / (step + 1 - epoch * steps)).tolist()
-                watch(mean_loss, accuracy, classes, step, total, settings)
+                recent = (sums[1].item() - right) / (step + 1 - epoch * steps - shown)
+                watch(mean_loss, recent, classes, step, total, settings)
+                right = sums[1].item()
                 bar.set_postfix_str(f"loss {mean_loss:.3f}, accuracy {accuracy:.2%}, θ {math.degrees(angle):.1f}°", refresh=False)
                 bar.update(step + 1 - epoch * steps - shown)
                 shown = step + 1 - epoch * steps
@@ -246,12 +248,12 @@ def learning_rate(step: int, total: int) -> float:
 
 
 def watch(loss: float, accuracy: float, classes: int, step: int, total: int, settings: Settings) -> None:
-    """Raise Diverged if the loss is not finite, or if after a tenth of the steps the network still guesses."""
+    """Raise Diverged if the loss is not finite, or if after a tenth of the steps (20 at least) it still guesses."""
     cause = f"scale {settings.scale}, margin {settings.margin}"
     remedy = f"Likely causes: {cause}, or the learning rates. Try a smaller --scale or --margin."
     if not math.isfinite(loss):
         raise Diverged(f"The loss is {loss} at step {step + 1} of {total}. {remedy}")
-    if step >= total / 10 and accuracy < 2 / classes:
+    if step >= max(total / 10, 20) and accuracy < 2 / classes:
         raise Diverged(f"The training accuracy is {accuracy:.1%} after {step + 1} of {total} steps: nothing is learnt. {remedy}")
 
 

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pytorch_metric_learning import losses
 
 from arcface_loss import ArcMarginProduct, angle, unit
 
@@ -185,6 +186,21 @@ def test_the_handouts_example():
     assert torch.rad2deg(angle(unit(a), unit(1.5 * b))).item() == pytest.approx(7.94, abs=0.005)
     assert (b - a).norm().item() == pytest.approx(2.83, abs=0.005)
     assert (1.5 * b - a).norm().item() == pytest.approx(6.80, abs=0.005)
+
+
+def test_equals_pytorch_metric_learning_where_the_formulas_coincide():
+    """Everywhere but at θ = 0 and π, where the gradient of their arccos is infinite; their m is in degrees."""
+    x, W, label = batch_at_angles(torch.linspace(0.1, 3.0, 60, dtype=torch.float64), 10)
+    for theirs, ours in (
+        (losses.ArcFaceLoss(10, 32, margin=math.degrees(0.5), scale=30), {"m": 0.5}),
+        (losses.CosFaceLoss(10, 32, margin=0.35, scale=30), {"m": 0.0, "m3": 0.35}),
+    ):
+        theirs = theirs.double()
+        with torch.no_grad():
+            theirs.W.copy_(W.T)
+        expected = theirs(x, label)
+        found = F.cross_entropy(head_with(W, s=30.0, **ours)(x, label), label)
+        assert found.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 BAD_ARGUMENTS = {

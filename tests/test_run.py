@@ -94,6 +94,36 @@ def test_no_data_and_no_network_show_the_stand_in(small, tmp_path, monkeypatch, 
     assert arcface_mnist.main([*SHORT[2:], "--data", str(tmp_path / "nothing")]) == 1
 
 
+GRADIENTS = """
+import sys, torch, torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.functional import cross_entropy
+from arcface_loss import ArcMarginProduct
+from experiment.training import Classifier
+torch.manual_seed(0)
+model = Classifier(torch.nn.Linear(6, 4), ArcMarginProduct(4, 3, s=8.0))
+x, label = torch.randn(10, 6), torch.arange(10) % 3
+dist.init_process_group("gloo")
+rank = dist.get_rank()
+logits, _ = DistributedDataParallel(model)(x[rank::2], label[rank::2], "float32")
+cross_entropy(logits, label[rank::2]).backward()
+shared = [p.grad.clone() for p in model.parameters()]
+model.zero_grad()
+cross_entropy(model(x, label, "float32")[0], label).backward()
+assert all(torch.allclose(a, p.grad, atol=1e-6) for a, p in zip(shared, model.parameters()))
+assert all(g.abs().max() > 1e-3 for g in shared)
+dist.destroy_process_group()
+"""
+
+
+def test_the_gradients_of_two_processes_average_to_those_of_one(tmp_path):
+    (tmp_path / "gradients.py").write_text(GRADIENTS)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = os.environ | {"PYTHONPATH": str(run.ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*launcher, tmp_path / "gradients.py"], capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 0, done.stderr
+
+
 def test_two_processes_train_like_one(tmp_path):
     """torchrun with two gloo processes: the record is written once and the accuracy is that of one process."""
     arguments = ["--data", "synthetic", "--epochs", "3", "--batch-size", "200", "--device", "cpu"]
@@ -170,7 +200,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path):
 
 @pytest.mark.parametrize("failing", ["save_json", "save_arrays", "save_torch"])
 def test_a_failed_write_leaves_the_earlier_file(tmp_path, failing, monkeypatch):
-    path = tmp_path / "file"
+    path = tmp_path / "file.npz"
     path.write_bytes(b"earlier")
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     arguments = {"save_json": ({},), "save_torch": ({},)}.get(failing, ())
@@ -200,7 +230,9 @@ def test_a_loss_that_is_not_finite_is_named():
     settings = training.Settings("MNIST", "arcface", 64, 1.0, 8, 1, 2, 0, "cpu", "float32")
     with pytest.raises(training.Diverged, match="The loss is nan at step 1 of 10"):
         training.watch(float("nan"), 0.5, 10, 0, 10, settings)
-    training.watch(1.0, 0.5, 10, 9, 10, settings)
+    training.watch(1.0, 0.5, 10, 90, 100, settings)
+    with pytest.raises(training.Diverged, match=r"accuracy is 19.0% after 91 of 100 steps"):
+        training.watch(1.0, 0.19, 10, 90, 100, settings)
 
 
 # --- bad input -----------------------------------------------------------------------------------
