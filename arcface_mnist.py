@@ -43,9 +43,12 @@ def optimizers(network: nn.Module, head: nn.Module) -> list[torch.optim.Optimize
     filters = [module.weight for module in network.modules() if isinstance(module, Conv)]
     matrix = {id(parameter) for parameter in filters}
     others = [p for p in network.parameters() if p.requires_grad and id(p) not in matrix]
+    head_lr = 0.02 if isinstance(head, nn.Linear) else 0.2  # plain softmax: its gradient grows with the embedding's length
     return [
         torch.optim.Muon(filters, lr=0.08, momentum=0.6, weight_decay=0, ns_steps=3),
-        torch.optim.SGD([{"params": others, "lr": 0.05}, {"params": head.parameters(), "lr": 0.2}], momentum=0.85, nesterov=True),
+        torch.optim.SGD(
+            [{"params": others, "lr": 0.05}, {"params": head.parameters(), "lr": head_lr}], momentum=0.85, nesterov=True
+        ),
     ]
 
 

@@ -9,7 +9,7 @@ import torch
 
 import arcface_cifar10
 import arcface_mnist
-from experiment import data, run
+from experiment import data, figures, run
 
 
 @pytest.fixture(scope="session")
@@ -23,7 +23,8 @@ def real_data() -> Path:
 
 @pytest.fixture
 def small(monkeypatch):
-    """The synthetic stand-in with 600 training images, for tests of what happens around the training."""
+    """The synthetic stand-in with 600 training images, and no pictures: for tests of what happens around the training."""
+    monkeypatch.setattr(figures, "draw_run", lambda folder: None)
     made = {name: data.synthetic(name, train=600, test=200) for name in ("MNIST", "CIFAR-10")}
     monkeypatch.setattr(data, "synthetic", lambda name: replace(made[name]))
 
