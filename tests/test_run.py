@@ -17,7 +17,6 @@ import pytest
 import torch
 from PIL import Image
 
-import arcface_cifar10
 import arcface_mnist
 from experiment import data, figures, records, run, training
 from tests.conftest import same
