@@ -101,8 +101,9 @@ class ArcMarginProduct(nn.Module):
             if label is None:
                 return F.linear(self.s * x, W)
             # Embeddings' rows are looked up before the product, and their gradient is sparse: so the
-            # backward pass adds N rows to the product's gradient instead of making an n × d one.
-            excess = self.s * self._excess(x, F.embedding(label, W, sparse=True))
+            # backward pass adds N rows to the product's gradient instead of making an n × d one. (Apple's
+            # GPUs have no sparse tensors.)
+            excess = self.s * self._excess(x, F.embedding(label, W, sparse=not W.is_mps))
             return F.linear(self.s * x, W).scatter_add_(1, label[:, None], excess[:, None])
 
     def loss(self, input: Tensor, label: Tensor, chunk: int = 8192) -> Tensor:
@@ -124,7 +125,7 @@ class ArcMarginProduct(nn.Module):
         _require(chunk >= 1, "chunk", chunk, "at least 1 class")
         with torch.autocast(input.device.type, enabled=False):
             x = unit(input)
-            W_y = F.normalize(F.embedding(label, self.weight, sparse=True).to(x.dtype))
+            W_y = F.normalize(F.embedding(label, self.weight, sparse=not input.is_mps).to(x.dtype))
             excess = self.s * self._excess(x, W_y)
             target = self.s * (x * W_y).sum(dim=1) + excess
             parts, start = [], 0

@@ -68,8 +68,9 @@ def angle_statistics(weight: Tensor, train: tuple[Tensor, Tensor], test: tuple[T
         intra_train, intra_test: mean angle between an embedding and its class's embedding centre.
         inter_train, inter_test: mean over j of the smallest angle between embedding centres.
     """
-    weight = unit(weight.double())
-    train_means, test_means = (class_means(e.double(), y, len(weight)) for e, y in (train, test))
+    weight = unit(weight.cpu().double())
+    pairs = [(unit(embeddings.cpu().double()), labels.cpu()) for embeddings, labels in (train, test)]
+    train_means, test_means = (class_means(e, y, len(weight)) for e, y in pairs)
 
     def between(a: Tensor, b: Tensor) -> Tensor:
         return (a * b).sum(dim=1).clamp(-1, 1).arccos().rad2deg()
@@ -79,7 +80,7 @@ def angle_statistics(weight: Tensor, train: tuple[Tensor, Tensor], test: tuple[T
         return angles.fill_diagonal_(math.inf).amin(dim=1)
 
     result = {"w_ec": between(weight, train_means), "w_inter": nearest(weight)}
-    for split, (embeddings, labels), means in (("train", train, train_means), ("test", test, test_means)):
-        result[f"intra_{split}"] = between(unit(embeddings.double()), means[labels])
+    for split, (embeddings, labels), means in zip(("train", "test"), pairs, (train_means, test_means), strict=True):
+        result[f"intra_{split}"] = between(embeddings, means[labels])
         result[f"inter_{split}"] = nearest(means)
     return {key: value.mean().item() for key, value in result.items()}
