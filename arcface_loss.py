@@ -100,7 +100,7 @@ class ArcMarginProduct(nn.Module):
             W = F.normalize(self.weight.to(x.dtype))
             if label is None:
                 return F.linear(self.s * x, W)
-            # Embeddings' rows are looked up before the product, and their gradient is sparse: so the
+            # The own centres are looked up before the product, and their gradient is sparse: so the
             # backward pass adds N rows to the product's gradient instead of making an n × d one. (Apple's
             # GPUs have no sparse tensors.)
             excess = self.s * self._excess(x, F.embedding(label, W, sparse=not W.is_mps))
