@@ -193,7 +193,7 @@ def confusion(record: dict, arrays: dict) -> plt.Figure:
 
 def mistakes(record: dict, arrays: dict) -> plt.Figure:
     """The most confidently wrong test images, with θ to the predicted and to the true centre."""
-    figure, axes = plt.subplots(3, 8, figsize=(9.6, 5.2))
+    figure, axes = plt.subplots(3, 6, figsize=(8, 5.6))
     for axis in axes.flat:
         axis.axis("off")
     classes = arrays["classes"]
@@ -206,7 +206,8 @@ def mistakes(record: dict, arrays: dict) -> plt.Figure:
             f"is {classes[true]}, {theta[true]:.0f}°\nsaid {classes[predicted]}, {theta[predicted]:.0f}°", fontsize=7.5
         )
     figure.suptitle(
-        f"{_title(record)}: the most confident mistakes, with the angle to the true and to the predicted centre", fontsize=11
+        f"{_title(record)}: the most confident mistakes, with the angles\nto the centres of the true and of the predicted class",
+        fontsize=11,
     )
     return figure
 

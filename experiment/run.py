@@ -20,7 +20,7 @@ from experiment.records import ROOT, Problem
 from experiment.training import LOSSES, Recipe, Settings, Trained
 
 PICTURED = 2000  # test embeddings kept for the map of the sphere
-MISTAKES = 24  # test images kept for the picture of mistakes
+MISTAKES = 18  # test images kept for the picture of mistakes
 
 
 def main(recipe: Recipe, description: str, argv: list[str] | None = None) -> int:
