@@ -1,4 +1,8 @@
-"""MNIST with the ArcFace loss: python arcface_mnist.py [--help]"""
+"""MNIST with the ArcFace loss: python arcface_mnist.py [--help]
+
+Test accuracy 99.63 ± 0.16% in 146 ± 38 s of training: means of 3 seeds with 95% intervals, on two cores of an
+AMD EPYC in bfloat16 (figures/mnist/seeds.json).
+"""
 
 import sys
 

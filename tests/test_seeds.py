@@ -1,5 +1,6 @@
 """The seeds' records, and the README's table of them."""
 
+import importlib
 import json
 
 import pytest
@@ -15,6 +16,15 @@ def test_the_readme_s_table_is_that_of_the_records():
         found = json.loads((run.ROOT / "figures" / folder / "seeds.json").read_text())
         mean = sum(100 * record["test_accuracy"] for record in found) / len(found)
         assert f"**{mean:.2f} ± " in shown
+
+
+@pytest.mark.parametrize("folder", seeds.DATASETS)
+def test_the_scripts_state_what_the_records_say(folder):
+    found = json.loads((run.ROOT / "figures" / folder / "seeds.json").read_text())
+    stated = " ".join(importlib.import_module(f"arcface_{folder}").__doc__.split())
+    accuracy = seeds.cell([100 * record["test_accuracy"] for record in found], 2)
+    seconds = seeds.cell([record["train_seconds"] for record in found], 0)
+    assert f"Test accuracy {accuracy}%" in stated and f"in {seconds} s of training: means of {len(found)} seeds" in stated
 
 
 @pytest.mark.parametrize("folder", seeds.DATASETS)
