@@ -121,6 +121,21 @@ def test_a_damaged_file_is_named_and_left_alone(mirror, tmp_path, damage):
     assert victim.read_bytes() == before
 
 
+def test_an_unreadable_file_is_named(mirror, tmp_path, monkeypatch):
+    """The error is injected: root may read everything."""
+    data.load("MNIST", tmp_path)
+    refuse = PermissionError(13, "Permission denied")
+    monkeypatch.setattr(data.hashlib, "file_digest", lambda *_: (_ for _ in ()).throw(refuse))
+    with pytest.raises(Problem, match=r"train-images-idx3-ubyte cannot be read: Permission denied"):
+        data.load("MNIST", tmp_path)
+
+
+def test_a_renamed_file_is_fetched_again(mirror, tmp_path):
+    labels = data.load("MNIST", tmp_path).test_labels
+    (tmp_path / "MNIST/raw/t10k-labels-idx1-ubyte").rename(tmp_path / "MNIST/raw/t10k-labels")
+    assert torch.equal(data.load("MNIST", tmp_path).test_labels, labels)
+
+
 def test_an_altered_pickle_is_never_opened(tmp_path):
     (tmp_path / "cifar-10-batches-py").mkdir()
 
