@@ -1,4 +1,8 @@
-"""CIFAR-10 with the ArcFace loss: python arcface_cifar10.py [--help]"""
+"""CIFAR-10 with the ArcFace loss: python arcface_cifar10.py [--help]
+
+Test accuracy 91.85 ± 0.65% (92.97 ± 0.32% with test-time augmentation) in 721 ± 241 s of training: means of 3
+seeds with 95% intervals, on two cores of an AMD EPYC in bfloat16 (figures/cifar10/seeds.json).
+"""
 
 import sys
 
