@@ -70,6 +70,14 @@ def load_json(path: Path) -> dict | list:
         raise Problem(f"{path} cannot be read ({error}). Run the experiment that writes it again.") from error
 
 
+def fill(text: str, name: str, content: str) -> str:
+    """The text with ``content`` between its marks <!-- name --> and <!-- /name -->. Raises Problem without them."""
+    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    if start not in text or end not in text:
+        raise Problem(f"The marks {start} and {end} are missing. Restore the file from git.")
+    return f"{text.split(start)[0]}{start}\n{content}\n{end}{text.split(end)[1]}"
+
+
 def save_arrays(path: Path, **arrays: np.ndarray) -> None:
     """Write what the pictures need, compressed."""
     with replacing(path) as temporary:

@@ -17,7 +17,6 @@ from experiment import records
 from experiment.records import ROOT, Problem
 
 DATASETS = ("mnist", "cifar10")
-MARKS = ("<!-- results -->", "<!-- /results -->")
 
 
 def interval(values: list[float]) -> tuple[float, float]:
@@ -57,9 +56,8 @@ def table() -> str:
 def write_table() -> None:
     """Put the table between its two marks in the README."""
     readme = ROOT / "README.md"
-    before, rest = readme.read_text(encoding="utf-8").split(MARKS[0])
     with records.replacing(readme) as temporary:
-        temporary.write_text(f"{before}{MARKS[0]}\n{table()}\n{MARKS[1]}{rest.split(MARKS[1])[1]}", encoding="utf-8")
+        temporary.write_text(records.fill(readme.read_text(encoding="utf-8"), "results", table()), encoding="utf-8")
 
 
 def main(argv: list[str] | None = None) -> int:
