@@ -46,6 +46,7 @@ def run(recipe: Recipe, options: argparse.Namespace, command_line: str) -> None:
     """Train on the data set that the options ask for, and leave its record and pictures in the run's folder."""
     began = time.perf_counter()
     device = training.choose_device(options.device)
+    training.keep_memory()
     if device.type == "cuda":
         torch.cuda.set_device(device)
     given = options.data is not None
