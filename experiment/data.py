@@ -75,6 +75,20 @@ class Data:
             test_labels=self.train_labels[-VALIDATION:],
         )
 
+    def only(self, classes: list[int]) -> "Data":
+        """The images of these classes, which are numbered anew in this order."""
+        number = torch.full((len(self.classes),), -1)
+        number[classes] = torch.arange(len(classes))
+        train, test = (number[labels] >= 0 for labels in (self.train_labels, self.test_labels))
+        return replace(
+            self,
+            classes=[self.classes[k] for k in classes],
+            train_images=self.train_images[train],
+            train_labels=number[self.train_labels[train]],
+            test_images=self.test_images[test],
+            test_labels=number[self.test_labels[test]],
+        )
+
 
 def load(name: str, folder: Path) -> Data:
     """MNIST or CIFAR-10 from a torchvision root; what is missing is downloaded into it.
@@ -194,6 +208,43 @@ def random_affine(images: Tensor, degrees: float, scale: float, shear: float, sh
     )
     grid = F.affine_grid(matrix.T.reshape(n, 2, 3), list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, align_corners=False)
+
+
+# --- corruption: uint8 images in and out ---------------------------------------------------------
+
+CORRUPTIONS = ("noise", "occlusion", "contrast", "brightness")
+
+
+def corrupt(images: Tensor, kind: str, strength: int, seed: int = 0) -> Tensor:
+    """Damaged copies of images, uint8 N × H × W × C.
+
+    Args:
+        kind: one of CORRUPTIONS. noise: Gaussian, of standard deviation 0.08·strength of the range; occlusion: a
+            grey square at random that hides (0.15·strength)² of the image; contrast: shrunk towards the image's
+            mean, to 1 − 0.18·strength of it; brightness: 0.12·strength of the range is added.
+        strength: 0 (unchanged) to 5.
+    """
+    n, height, width = images.shape[:3]
+    generator = torch.Generator().manual_seed(seed)
+    x = images.float().cpu() / 255
+    match kind:
+        case "noise":
+            x += 0.08 * strength * torch.randn(x.shape, generator=generator)
+        case "occlusion":
+            hidden = []
+            for size in (height, width):
+                side = round(0.15 * strength * size)
+                start = (torch.rand(n, 1, generator=generator) * (size - side + 1)).long()
+                hidden.append((torch.arange(size) >= start) & (torch.arange(size) < start + side))
+            x[hidden[0][:, :, None] & hidden[1][:, None, :]] = 0.5
+        case "contrast":
+            mean = x.mean(dim=(1, 2, 3), keepdim=True)
+            x = mean + (1 - 0.18 * strength) * (x - mean)
+        case "brightness":
+            x += 0.12 * strength
+        case _:
+            raise ValueError(f"kind is {kind!r}; it must be one of {CORRUPTIONS}")
+    return (255 * x.clamp(0, 1)).round().to(torch.uint8).to(images.device)
 
 
 # --- the synthetic stand-in ----------------------------------------------------------------------

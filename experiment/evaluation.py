@@ -1,9 +1,11 @@
-"""What a trained network is worth: accuracy, and the angles of the paper's Table 3."""
+"""What a trained network is worth: accuracy, the angles of the paper's Table 3, verification of pairs."""
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from sklearn.metrics import roc_curve
 from torch import Tensor, nn
 
 from arcface_loss import unit
@@ -84,3 +86,71 @@ def angle_statistics(weight: Tensor, train: tuple[Tensor, Tensor], test: tuple[T
         result[f"intra_{split}"] = between(embeddings, means[labels])
         result[f"inter_{split}"] = nearest(means)
     return {key: value.mean().item() for key, value in result.items()}
+
+
+# --- verification: do two images show the same class, which training never saw? -------------------
+
+FALSE_ACCEPT = np.logspace(-4, 0, 81)  # the rates at which a ROC curve is kept
+PAIRS, FOLDS = 6000, 10  # as on LFW, http://vis-www.cs.umass.edu/lfw/: half of the pairs are of one class, in each fold
+
+
+def all_pairs(embeddings: Tensor, labels: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Of all pairs of N embeddings (N × d): the angle in degrees, and whether the labels (N) are equal."""
+    rows, columns = torch.triu_indices(len(labels), len(labels), offset=1, device=labels.device)
+    theta = angles_to_centres(embeddings, embeddings)[rows, columns].rad2deg()
+    return theta.cpu().numpy(), (labels[rows] == labels[columns]).cpu().numpy()
+
+
+def verification(theta: np.ndarray, same: np.ndarray) -> dict:
+    """How well a threshold on the angle tells pairs of one class from pairs of two.
+
+    Args:
+        theta: angles of the pairs, P; any unit.
+        same: whether a pair is of one class, bool, P; both kinds must occur.
+
+    Returns:
+        roc: the rate of true accepts at each of FALSE_ACCEPT.
+        tar_1, tar_01: that rate at a false accept rate of 1% and of 0.1%.
+        eer: the equal error rate, where false accepts are as frequent as false rejects.
+    """
+    false_accept, true_accept, _ = roc_curve(same, -theta)
+    at = lambda rate: np.interp(rate, false_accept, true_accept).tolist()  # noqa: E731
+    excess = false_accept + true_accept - 1  # false accepts minus false rejects; it rises from -1 to 1
+    eer = float(np.interp(0, excess, false_accept))
+    return {"eer": eer, "tar_1": at(0.01), "tar_01": at(0.001), "roc": at(FALSE_ACCEPT)}
+
+
+def draw_pairs(same: np.ndarray, seed: int) -> np.ndarray:
+    """Indices of PAIRS different pairs in FOLDS folds, FOLDS × (PAIRS / FOLDS), half of each fold of one class."""
+    rng, half = np.random.default_rng(seed), PAIRS // FOLDS // 2
+    kinds = [rng.choice(np.flatnonzero(same == kind), (FOLDS, half), replace=False) for kind in (True, False)]
+    return np.concatenate(kinds, axis=1)
+
+
+def fold_accuracy(theta: np.ndarray, same: np.ndarray) -> float:
+    """Verification accuracy as on LFW: each fold is judged by the threshold that is best on the other folds.
+
+    Args:
+        theta, same: angles of the pairs, and whether they are of one class, both folds × pairs.
+    """
+    right = []
+    for fold in range(len(theta)):
+        angle, truth = (np.delete(values, fold, axis=0).ravel() for values in (theta, same))
+        order = np.argsort(angle)
+        accepted = np.concatenate([[0], np.cumsum(np.where(truth[order], 1, -1))])  # right answers, up to a constant
+        best = accepted.argmax()
+        limits = np.concatenate([[-np.inf], angle[order], [np.inf]])
+        threshold = (limits[best] + limits[best + 1]) / 2
+        right.append(((theta[fold] <= threshold) == same[fold]).mean())
+    return float(np.mean(right))
+
+
+@torch.no_grad()
+def nearest_mean(embeddings: Tensor, labels: Tensor, means: Tensor) -> dict[str, float]:
+    """Accuracy of the nearest class mean, by the angle ("cosine") and by the straight distance ("euclidean").
+
+    Args:
+        embeddings: N × d, as the network gives them. labels: N. means: n × d, means of such embeddings.
+    """
+    distances = {"cosine": angles_to_centres(embeddings, means), "euclidean": torch.cdist(embeddings, means)}
+    return {name: (d.argmin(dim=1) == labels).double().mean().item() for name, d in distances.items()}

@@ -17,6 +17,14 @@ import matplotlib.pyplot as plt
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#777777"
 CLASS_COLOURS = ["#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#B8A800", "#000000", "#7F3C8D", "#8C6D4F"]
 CLASS_MARKERS = "osv^DPX*<>"
+LOSSES = {  # name, colour, marker: the same everywhere
+    "softmax": ("softmax", "#777777", "o"),
+    "norm-softmax": ("normalised softmax", "#56B4E9", "s"),
+    "sphereface": ("SphereFace", "#009E73", "^"),
+    "cosface": ("CosFace", "#E69F00", "D"),
+    "arcface": ("ArcFace", "#0072B2", "P"),
+    "cm1": ("CM1", "#CC79A7", "X"),
+}
 STYLE = {
     "figure.figsize": (6.4, 4.2),
     "figure.dpi": 150,

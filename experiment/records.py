@@ -12,6 +12,7 @@ import matplotlib
 import numpy as np
 import torch
 import torchvision
+from scipy import stats
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -68,6 +69,18 @@ def load_json(path: Path) -> dict | list:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise Problem(f"{path} cannot be read ({error}). Run the experiment that writes it again.") from error
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """Mean of the values, and half the width of its 95% confidence interval (Student's t)."""
+    half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else float("nan")
+    return float(np.mean(values)), float(half)
+
+
+def cell(values: list[float], digits: int) -> str:
+    """A mean with its interval, to so many digits."""
+    mean, half = interval(values)
+    return f"{mean:.{digits}f} ± {half:.{digits}f}"
 
 
 def fill(text: str, name: str, content: str) -> str:

@@ -78,6 +78,8 @@ def run(recipe: Recipe, options: argparse.Namespace, command_line: str) -> None:
     if first and options.resume and not checkpoint.exists():
         print(f"Nothing to resume in {out}: starting from the beginning.", flush=True)
     trained = training.train(recipe, settings, source, checkpoint, options.resume)
+    if dist.is_initialized():
+        dist.barrier()  # no process ends while another one still waits for its last gradients
     if not first:
         return
 

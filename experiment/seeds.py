@@ -10,25 +10,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
-from scipy import stats
-
 from experiment import records
-from experiment.records import ROOT, Problem
+from experiment.records import ROOT, Problem, cell
 
 DATASETS = ("mnist", "cifar10")
-
-
-def interval(values: list[float]) -> tuple[float, float]:
-    """Mean of the values, and half the width of its 95% confidence interval (Student's t)."""
-    half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-    return float(np.mean(values)), float(half)
-
-
-def cell(values: list[float], digits: int) -> str:
-    """A mean with its interval, to so many digits."""
-    mean, half = interval(values)
-    return f"{mean:.{digits}f} ± {half:.{digits}f}"
 
 
 def table() -> str:
