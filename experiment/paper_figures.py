@@ -38,7 +38,9 @@ def draw(study: Path, folder: Path) -> None:
             save(fig4a(records.load_json(run / "run.json"), records.load_arrays(run / "arrays.npz")), folder / "fig4a-angles.png")
         planes = {loss: study / f"plane-mnist-{loss}-seed0.npz" for loss in ("softmax", "arcface")}
         if all(path.exists() for path in planes.values()):
-            found = {loss: (records.load_json(path.with_suffix(".json")), records.load_arrays(path)) for loss, path in planes.items()}
+            found = {
+                loss: (records.load_json(path.with_suffix(".json")), records.load_arrays(path)) for loss, path in planes.items()
+            }
             save(fig3(found), folder / "fig3-embeddings.png")
 
 
@@ -78,7 +80,9 @@ def fig4a(record: dict, arrays: dict) -> plt.Figure:
     """Distribution of the angle to the own centre at the start, in the middle and at the end of training."""
     figure, axes = plt.subplots()
     theta = arrays["snapshots"].astype(float)[:, :, 0]
-    for values, when, colour, style in zip(theta, ("start", "middle", "end"), (GREY, ORANGE, BLUE), ("--", "-.", "-"), strict=True):
+    for values, when, colour, style in zip(
+        theta, ("start", "middle", "end"), (GREY, ORANGE, BLUE), ("--", "-.", "-"), strict=True
+    ):
         counts, edges = np.histogram(values, np.arange(0, 181, 2), density=True)
         centre = (edges[:-1] + edges[1:]) / 2
         axes.plot(centre, counts, color=colour, linestyle=style, label=f"{when}: {values.mean():.0f}° on average")
@@ -136,7 +140,9 @@ def geometry() -> plt.Figure:
     after = angle(unit(torch.tensor(a)[None]), unit(torch.tensor(longer)[None])).rad2deg().item()
     left = axes[0]
     for end, colour, name in ((longer, GREEN, "B′ = 1.5·B = (10.5, 6)"), (b, ORANGE, "B = (7, 4)"), (a, BLUE, "A = (5, 2)")):
-        left.annotate("", end, (0, 0), arrowprops={"arrowstyle": "-|>", "color": colour, "linewidth": 2, "shrinkA": 0, "shrinkB": 0})
+        left.annotate(
+            "", end, (0, 0), arrowprops={"arrowstyle": "-|>", "color": colour, "linewidth": 2, "shrinkA": 0, "shrinkB": 0}
+        )
         below = end is a
         left.annotate(name, end, xytext=(-6, -14 if below else 6), textcoords="offset points", ha="left" if below else "right")
     for end, style in ((b, "--"), (longer, ":")):
@@ -152,7 +158,9 @@ def geometry() -> plt.Figure:
     right.plot(np.cos(turn), np.sin(turn), color=GREY, linewidth=1)
     own, other, x, m = (math.radians(degrees) for degrees in (25, 130, 60, 20))
     for at, colour, name, away in ((own, BLUE, "own centre $W_y$", 1.08), (other, ORANGE, "other centre $W_j$", 1.08)):
-        right.annotate("", (np.cos(at), np.sin(at)), (0, 0), arrowprops={"arrowstyle": "-|>", "color": colour, "shrinkB": 0, "lw": 2})
+        right.annotate(
+            "", (np.cos(at), np.sin(at)), (0, 0), arrowprops={"arrowstyle": "-|>", "color": colour, "shrinkB": 0, "lw": 2}
+        )
         right.text(away * np.cos(at), away * np.sin(at), name, color="black", ha="left" if np.cos(at) > 0 else "right")
     for at, style, name, rise in ((x, "-", "embedding x", -0.02), (x + m, "--", "x as the loss sees it", 0.06)):
         right.plot([0, np.cos(at)], [0, np.sin(at)], color="black", linestyle=style, linewidth=1.5)
@@ -165,7 +173,9 @@ def geometry() -> plt.Figure:
         arc = np.linspace(start, stop, 60)
         right.plot(radius * np.cos(arc), radius * np.sin(arc), color=colour, linewidth=2)
         middle = (start + stop) / 2
-        right.text((radius + 0.09) * np.cos(middle), (radius + 0.09) * np.sin(middle), name, color=colour, ha="center", va="center")
+        right.text(
+            (radius + 0.09) * np.cos(middle), (radius + 0.09) * np.sin(middle), name, color=colour, ha="center", va="center"
+        )
     right.set(xlim=(-1.55, 1.75), ylim=(-0.35, 1.3), aspect="equal", xticks=[], yticks=[])
     right.grid(False)
     for side in right.spines.values():

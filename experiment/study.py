@@ -52,11 +52,10 @@ class Task:
     @property
     def name(self) -> str:
         """Of its record, below FOLDER."""
-        if self.part in ("tuning", "grid"):
-            which = f"s{self.scale:g}-" * (self.scale is not None) + f"m{self.margin:g}-" * (self.margin is not None)
-            which += f"lr{self.head_lr:g}"
-        else:
-            which = f"split{self.split}-" * (self.split is not None) + f"seed{self.seed}"
+        named = {"s": self.scale, "m": self.margin, "lr": self.head_lr}
+        if self.part not in ("tuning", "grid"):
+            named = {"split": self.split, "seed": self.seed}
+        which = "-".join(f"{key}{value:g}" for key, value in named.items() if value is not None)
         return f"{self.part}-{self.dataset}-{self.loss}-{which}"
 
 

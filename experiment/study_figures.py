@@ -162,7 +162,7 @@ def draw_accuracy(losses: dict[str, list[dict]], name: str) -> plt.Figure:
     """Test accuracy of each loss, and its difference to ArcFace with the same seed."""
     figure, axes = plt.subplots(1, 2, sharey=True, figsize=(8.4, 3.6), width_ratios=(1.2, 1))
     for place, (loss, runs) in enumerate(losses.items()):
-        label, colour, marker = LOSSES[loss]
+        _, colour, marker = LOSSES[loss]
         values = [100 * record["test_accuracy"] for record in finished(runs)]
         _interval(axes[0], values, place, colour, marker)
         if loss != "arcface" and "arcface" in losses:
@@ -198,7 +198,10 @@ def draw_angles(losses: dict[str, list[dict]], name: str) -> plt.Figure:
     axes.axhline(SIMPLEX, color=RED, linewidth=1, linestyle="--")
     axes.text(-0.45, SIMPLEX + 1, f"simplex limit {SIMPLEX:.2f}°", color=RED, fontsize=9)
     axes.set(
-        xticks=range(len(ANGLES)), xticklabels=[label for label, _, _ in ANGLES.values()], ylabel="angle in degrees", ylim=(0, 106)
+        xticks=range(len(ANGLES)),
+        xticklabels=[label for label, _, _ in ANGLES.values()],
+        ylabel="angle in degrees",
+        ylim=(0, 106),
     )
     handles = [plt.Line2D([], [], color=LOSSES[x][1], marker=LOSSES[x][2], linestyle="none", label=LOSSES[x][0]) for x in losses]
     handles += [plt.Line2D([], [], color="#2b7fa8", linewidth=1, linestyle=":", label="paper, norm. softmax")]
@@ -237,7 +240,9 @@ def draw_pairs(unseen: dict[str, list[dict]], name: str) -> plt.Figure:
         for kind, colour, hatch in (("positive", BLUE, None), ("negative", ORANGE, "///")):
             counts = np.sum([record["verification"][kind] for record in finished(runs)], axis=0)
             share = 100 * counts / counts.sum()
-            axis.bar(np.arange(180) + 0.5, share, 1, color=colour, alpha=0.6, hatch=hatch, edgecolor="white", linewidth=0, label=kind)
+            axis.bar(
+                np.arange(180) + 0.5, share, 1, color=colour, alpha=0.6, hatch=hatch, edgecolor="white", linewidth=0, label=kind
+            )
         axis.set(yticks=[], ylabel="share")
         axis.set_title(f"{LOSSES[loss][0]}: EER {interval(by_seed(runs, 'eer'))[0]:.1f}%", fontsize=9, loc="left")
     axis.set(xlabel="angle between two embeddings, in degrees", xlim=(0, 140), xticks=range(0, 141, 20))

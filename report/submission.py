@@ -52,7 +52,9 @@ def numbers() -> dict:
             "seconds": cell([record["train_seconds"] for record in every], 0),
             **{key: cell([record["angles"][key] for record in every], 1) for key in first["angles"]},
         }
-        tuning, losses, unseen = (study_figures.load(ROOT / "figures/study", part, dataset) for part in ("tuning", "losses", "unseen"))
+        tuning, losses, unseen = (
+            study_figures.load(ROOT / "figures/study", part, dataset) for part in ("tuning", "losses", "unseen")
+        )
         tables = {"tuning": (tuning, "tuning_table"), "losses": (losses, "losses_table"), "angles": (losses, "angles_table")}
         for name, (runs, table) in (tables | {"unseen": (unseen, "unseen_table")}).items():
             if runs:
