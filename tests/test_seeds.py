@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from experiment import data, run, seeds
+from experiment import data, records, run, seeds
 
 
 def test_the_readme_s_table_is_that_of_the_records():
@@ -22,8 +22,8 @@ def test_the_readme_s_table_is_that_of_the_records():
 def test_the_scripts_state_what_the_records_say(folder):
     found = json.loads((run.ROOT / "figures" / folder / "seeds.json").read_text())
     stated = " ".join(importlib.import_module(f"arcface_{folder}").__doc__.split())
-    accuracy = seeds.cell([100 * record["test_accuracy"] for record in found], 2)
-    seconds = seeds.cell([record["train_seconds"] for record in found], 0)
+    accuracy = records.cell([100 * record["test_accuracy"] for record in found], 2)
+    seconds = records.cell([record["train_seconds"] for record in found], 0)
     assert f"Test accuracy {accuracy}%" in stated and f"in {seconds} s of training: means of {len(found)} seeds" in stated
 
 
