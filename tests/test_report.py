@@ -66,7 +66,7 @@ def test_the_hand_in_holds_code_pictures_and_report_and_runs(tmp_path, monkeypat
     assert (tmp_path / top / "figures/synthetic-mnist/accuracy.png").exists()
 
 
-@pytest.mark.parametrize("last", ["", "a/b", "..", "\\", "a_b"])
+@pytest.mark.parametrize("last", ["", "a/b", "..", "\\", "_"])
 def test_a_bad_name_is_refused(last, capsys):
     assert submission.main(["zip", "--last", last, "--first", "philip", "--id", "1"]) == 1
     error = capsys.readouterr().err
@@ -78,7 +78,7 @@ def test_a_terminal_is_recorded_and_drawn(tmp_path, monkeypatch):
     monkeypatch.setattr(terminal, "FOLDER", tmp_path)
     (tmp_path / "hello.py").write_text("print('one\\rtwo', flush=True)")
     monkeypatch.chdir(tmp_path)
-    code = "import sys; from pathlib import Path; from report import terminal as t; t.FOLDER = Path('.'); sys.exit(t.main(sys.argv[1:]))"
+    code = "import sys, pathlib; from report import terminal; terminal.FOLDER = pathlib.Path(); sys.exit(terminal.main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "record", "hello.py"]
     done = subprocess.run(command, env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}, stdin=subprocess.DEVNULL, timeout=60)
     assert done.returncode == 0

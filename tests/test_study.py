@@ -104,7 +104,6 @@ def test_a_small_study_is_run_once_and_drawn(tmp_path, monkeypatch, capsys):
     best = max(
         (json.loads(p.read_text()) for p in tmp_path.glob("tuning-mnist-arcface-*.json")), key=lambda r: r["test_accuracy"]
     )
-    assert [record[key] for key in ("scale", "margin", "head_lr")] == [best[key] for key in ("scale", "margin", "head_lr")]
     unseen = json.loads((tmp_path / "unseen-mnist-arcface-split1-seed0.json").read_text())["verification"]
     assert len(unseen["unseen"]) == 4 and not set(unseen["unseen"]) & {str(k) for k in study.classes_seen(1)}
 
