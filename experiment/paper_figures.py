@@ -72,7 +72,7 @@ def fig3(found: dict[str, tuple[dict, dict]]) -> plt.Figure:
             f"nearest other class {angles['inter_test']:.1f}°"
         )
     axes[1].legend(title="digit", loc="center left", bbox_to_anchor=(1, 0.5), markerscale=2.5)
-    figure.suptitle("Eight digits in two dimensions: ArcFace turns each class onto its own line", fontsize=11)
+    figure.suptitle("Eight digits in two dimensions: under ArcFace the class centres (lines) lie on their classes", fontsize=11)
     return figure
 
 

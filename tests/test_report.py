@@ -78,7 +78,8 @@ def test_a_terminal_is_recorded_and_drawn(tmp_path, monkeypatch):
     monkeypatch.setattr(terminal, "FOLDER", tmp_path)
     (tmp_path / "hello.py").write_text("print('one\\rtwo', flush=True)")
     monkeypatch.chdir(tmp_path)
-    code = "import sys, pathlib; from report import terminal; terminal.FOLDER = pathlib.Path(); sys.exit(terminal.main(sys.argv[1:]))"
+    code = "import sys, pathlib; from report import terminal; terminal.FOLDER = pathlib.Path(); "
+    code += "sys.exit(terminal.main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "record", "hello.py"]
     done = subprocess.run(command, env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}, stdin=subprocess.DEVNULL, timeout=60)
     assert done.returncode == 0
