@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from experiment.evaluation import angle_statistics, angles_to_centres
-from experiment.seeds import interval
+from experiment.records import interval
 
 
 def numpy_statistics(W, x, y):

@@ -31,7 +31,77 @@ def test_fold_accuracy_equals_a_search_over_all_thresholds():
         others = [k for k in range(5) if k != fold]
         cuts = np.sort(theta[others].ravel())
         cuts = np.concatenate([[-1e9], (cuts[:-1] + cuts[1:]) / 2, [1e9]])
-        tried = [json.loads(path.read_text()) for path in tmp_path.glob("tuning-mnist-arcface-*.json")]
+        best = max(cuts, key=lambda cut: ((theta[others] <= cut) == same[others]).mean())
+        expected.append(((theta[fold] <= best) == same[fold]).mean())
+    assert evaluation.fold_accuracy(theta, same) == pytest.approx(np.mean(expected))
+
+
+def test_all_pairs_and_the_drawn_ones(monkeypatch):
+    monkeypatch.setattr(evaluation, "PAIRS", 40)
+    embeddings, labels = torch.randn(30, 5), torch.arange(30) % 3
+    theta, same = evaluation.all_pairs(embeddings, labels)
+    pairs = [(i, j) for i in range(30) for j in range(i + 1, 30)]
+    for k in (0, 100, 434):
+        i, j = pairs[k]
+        cosine = torch.nn.functional.cosine_similarity(embeddings[i], embeddings[j], dim=0)
+        assert theta[k] == pytest.approx(cosine.arccos().rad2deg().item(), abs=0.01)
+        assert same[k] == (labels[i] == labels[j])
+    drawn = evaluation.draw_pairs(same, seed=0)
+    assert drawn.shape == (10, 4) and len(np.unique(drawn)) == 40 and np.all(same[drawn].sum(axis=1) == 2)
+
+
+def test_a_longer_embedding_changes_the_distance_but_not_the_angle():
+    means, labels = torch.tensor([[1.0, 0.0], [0.0, 3.0]]), torch.tensor([0, 1])
+    assert evaluation.nearest_mean(means, labels, means) == {"cosine": 1.0, "euclidean": 1.0}
+    assert evaluation.nearest_mean(0.1 * means, labels, means) == {"cosine": 1.0, "euclidean": 0.5}
+
+
+def test_some_classes_only():
+    whole = data.synthetic("MNIST", train=200, test=100)
+    part = whole.only([7, 2])
+    assert part.classes == ["7", "2"]
+    assert torch.equal(part.train_images, whole.train_images[(whole.train_labels == 7) | (whole.train_labels == 2)])
+    assert (part.test_labels == 0).sum() == (whole.test_labels == 7).sum()
+
+
+@pytest.mark.parametrize("kind", data.CORRUPTIONS)
+def test_corruption_grows_with_its_strength(kind):
+    images = torch.randint(40, 120, (50, 28, 28, 1), dtype=torch.uint8)
+    change = [(data.corrupt(images, kind, strength).float() - images.float()).abs().mean() for strength in range(6)]
+    assert change[0] == 0 and change == sorted(change) and change[5] > 10
+    assert torch.equal(data.corrupt(images, kind, 3), data.corrupt(images, kind, 3))
+
+
+def test_corruptions_are_what_their_description_says():
+    grey = torch.full((200, 20, 20, 3), 102, dtype=torch.uint8)
+    assert (data.corrupt(grey, "noise", 2).float() / 255).std().item() == pytest.approx(0.16, abs=0.01)
+    hidden = data.corrupt(grey, "occlusion", 2) != 102
+    assert hidden.all(dim=3).float().mean().item() == pytest.approx(0.09)
+    assert data.corrupt(grey, "brightness", 2).unique().tolist() == [round(102 + 0.24 * 255)]
+    with pytest.raises(ValueError, match="kind is 'fog'"):
+        data.corrupt(grey, "fog", 1)
+
+
+def test_a_small_study_is_run_once_and_drawn(tmp_path, monkeypatch, capsys):
+    shutil.copy(study.FOLDER / "README.md", tmp_path)
+    monkeypatch.setattr(study, "FOLDER", tmp_path)
+    monkeypatch.setattr(study, "LOSSES", ("softmax", "arcface"))
+    monkeypatch.setattr(study, "RECIPES", {"mnist": replace(study.RECIPES["mnist"], epochs=1, batch_size=100)})
+    monkeypatch.setattr(study, "SEEDS", {"mnist": 2})
+    monkeypatch.setattr(study, "SCALES", (8, 64))
+    monkeypatch.setattr(study, "GRID_MARGINS", [0.0])
+    monkeypatch.setattr(data, "VALIDATION", 100)
+    monkeypatch.setattr(evaluation, "PAIRS", 400)
+    made = data.synthetic("MNIST", train=500, test=200)
+    monkeypatch.setattr(data, "load", lambda name, folder: made)
+    draw_paper = paper_figures.draw
+    monkeypatch.setattr(paper_figures, "draw", lambda records, folder: draw_paper(records, tmp_path / "paper"))
+    assert study.main(["mnist"]) == 0
+    names = sorted(path.stem for path in tmp_path.glob("*.json"))
+    assert len(names) == 2 * 6 + 2 * 2 + 2 * 4 + 2 + 2
+    record = json.loads((tmp_path / "losses-mnist-arcface-seed1.json").read_text())
+    assert (record["loss"], record["seed"]) == ("arcface", 1) and 0 <= record["test_accuracy"] <= 1
+    tried = [json.loads(path.read_text()) for path in tmp_path.glob("tuning-mnist-arcface-*.json")]
     best = max(run["test_accuracy"] for run in tried)
     keys = ("scale", "margin", "head_lr")
     assert [record[key] for key in keys] in [[run[key] for key in keys] for run in tried if run["test_accuracy"] == best]
