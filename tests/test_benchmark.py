@@ -42,3 +42,38 @@ def test_figures_are_drawn_from_the_records(tmp_path, monkeypatch):
     assert (tmp_path / "head.png").stat().st_size > 10_000 and (tmp_path / "accuracy.png").stat().st_size > 10_000
     (tmp_path / "head.json").unlink()
     assert benchmark.main(["figures"]) == 1
+
+
+@pytest.mark.parametrize("method", benchmark.STEPS)
+def test_each_step_moves_the_network(method, monkeypatch):
+    monkeypatch.setattr(benchmark, "BATCH", 8)
+    assert benchmark.measure_step(method)["seconds"] > 0
+    shares = benchmark.profile(method)
+    assert shares["convolution"] > 0 and shares.keys() == {*benchmark.KINDS, "the rest"}
+
+
+def test_the_operations_of_a_step_are_those_of_its_convolutions(monkeypatch):
+    monkeypatch.setattr(benchmark, "BATCH", 1)
+    monkeypatch.setattr(benchmark, "measure", lambda once, seconds: {"seconds": 1.0})
+    layers = [
+        (24, 3, 2, 31),
+        (64, 24, 3, 31),
+        (64, 64, 3, 15),
+        (256, 64, 3, 15),
+        (256, 256, 3, 7),
+        (256, 256, 3, 7),
+        (256, 256, 3, 3),
+    ]
+    forward = [2 * out * into * kernel**2 * size**2 for out, into, kernel, size in layers]
+    expected = forward[0] + 3 * sum(forward[1:]) + 3 * 2 * 256 * 256  # the whitening layer is not trained
+    assert benchmark.arithmetic()["step_operations"] == pytest.approx(expected, rel=0.02)
+
+
+def test_methods_take_turns_in_processes_of_their_own(monkeypatch):
+    calls = []
+    monkeypatch.setattr(benchmark, "in_process", lambda function, *task: calls.append(task) or function(*task))
+    found = benchmark.alternate(lambda name, value: {"seconds": value * len(calls)}, [("a", 1.0), ("b", 10.0)], 3)
+    assert [task[0] for task in calls] == ["a", "b"] * 3
+    assert [run["seconds"] for run in found] == [3.0, 40.0]
+    monkeypatch.undo()
+    assert benchmark.in_process(max, 1, 2) == 2

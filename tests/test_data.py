@@ -12,6 +12,7 @@ import pytest
 import torch
 from torchvision import datasets
 
+import arcface_cifar10
 from experiment import data
 from experiment.records import Problem
 
@@ -193,3 +194,13 @@ def test_shifts_are_crops_of_the_reflected_image():
 def test_affine_without_freedom_changes_nothing():
     images = torch.rand(4, 1, 9, 9)
     assert torch.allclose(data.random_affine(images, 0, 0, 0, 0, torch.Generator()), images, atol=1e-6)
+
+
+def test_cifar10_images_are_shrunk_and_then_cropped():
+    images = torch.randint(256, (6, 32, 32, 3), dtype=torch.uint8)
+    flip, generator = torch.zeros(6, dtype=torch.bool), torch.Generator()
+    sizes = [arcface_cifar10.augment(images, flip, progress, generator).shape[2] for progress in (0.0, 0.5, 0.99)]
+    assert sizes == [20, 24, 28]
+    cropped = arcface_cifar10.augment(images, flip, 0.99, generator.manual_seed(0))
+    whole = data.to_float(data.shift_and_flip(images, 2, flip, generator.manual_seed(0)))
+    assert torch.equal(cropped, whole[:, :, 2:30, 2:30])

@@ -71,3 +71,9 @@ def finished(root, dataset="synthetic"):
 
     run_script.seeds = []
     return run_script
+
+
+def test_the_extreme_setting_in_the_readme_is_that_of_its_record():
+    record = json.loads((run.ROOT / "figures/study/extreme-mnist-arcface-seed0.json").read_text())
+    assert (record["dataset"], record["scale"], record["margin"], record["epochs"]) == ("MNIST", 64.0, 1.0, 1)
+    assert f"{100 * record['test_accuracy']:.2f}% ([record]" in (run.ROOT / "README.md").read_text(encoding="utf-8")
