@@ -63,7 +63,9 @@ def main(argv: list[str]) -> int:
         print(__doc__, file=sys.stderr)
         return 2
     for log in FOLDER.glob("*.log"):
-        draw(log).save(log.with_suffix(".png"))
+        temporary = log.with_suffix(".tmp.png")
+        draw(log).save(temporary)
+        os.replace(temporary, log.with_suffix(".png"))
     return 0
 
 
