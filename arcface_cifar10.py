@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from experiment import run
 from experiment.data import shift_and_flip, to_float
-from experiment.layers import Conv, block
+from experiment.layers import block
 from experiment.training import Recipe
 
 # --- the embedding CNN ---------------------------------------------------------------------------
@@ -63,25 +63,11 @@ def augment(images: Tensor, flip: Tensor, progress: float, generator: torch.Gene
     return F.interpolate(x, (size, size), mode="bilinear", antialias=True)
 
 
-def optimizers(network: nn.Module, head: nn.Module) -> list[torch.optim.Optimizer]:
-    """Muon turns the filters; SGD moves biases, the embedding matrix and the class centres."""
-    filters = [module.weight for module in network.modules() if isinstance(module, Conv)]
-    matrix = {id(parameter) for parameter in filters}
-    others = [p for p in network.parameters() if p.requires_grad and id(p) not in matrix]
-    head_lr = 0.02 if isinstance(head, nn.Linear) else 0.5  # plain softmax: its gradient grows with the embedding's length
-    return [
-        torch.optim.Muon(filters, lr=0.12, momentum=0.6, weight_decay=0, ns_steps=3),
-        torch.optim.SGD(
-            [{"params": others, "lr": 0.2}, {"params": head.parameters(), "lr": head_lr}], momentum=0.85, nesterov=True
-        ),
-    ]
-
-
 RECIPE = Recipe(
     dataset="CIFAR-10",
     network=Network,
     augment=augment,
-    optimizers=optimizers,
+    learning_rates={"filters": 0.12, "others": 0.2, "head": 0.5, "linear head": 0.02},
     epochs=12,
     batch_size=500,
     embedding_size=256,

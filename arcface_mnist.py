@@ -42,25 +42,11 @@ def augment(images: Tensor, flip: Tensor, progress: float, generator: torch.Gene
     return random_affine(to_float(images), degrees=15, scale=0.15, shear=0.15, shift=0.07, generator=generator)
 
 
-def optimizers(network: nn.Module, head: nn.Module) -> list[torch.optim.Optimizer]:
-    """Muon turns the filters; SGD moves biases, the embedding matrix and the class centres."""
-    filters = [module.weight for module in network.modules() if isinstance(module, Conv)]
-    matrix = {id(parameter) for parameter in filters}
-    others = [p for p in network.parameters() if p.requires_grad and id(p) not in matrix]
-    head_lr = 0.02 if isinstance(head, nn.Linear) else 0.2  # plain softmax: its gradient grows with the embedding's length
-    return [
-        torch.optim.Muon(filters, lr=0.08, momentum=0.6, weight_decay=0, ns_steps=3),
-        torch.optim.SGD(
-            [{"params": others, "lr": 0.05}, {"params": head.parameters(), "lr": head_lr}], momentum=0.85, nesterov=True
-        ),
-    ]
-
-
 RECIPE = Recipe(
     dataset="MNIST",
     network=Network,
     augment=augment,
-    optimizers=optimizers,
+    learning_rates={"filters": 0.08, "others": 0.05, "head": 0.2, "linear head": 0.02},
     epochs=6,
     batch_size=500,
     embedding_size=128,

@@ -11,7 +11,7 @@ import argparse
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
@@ -20,6 +20,7 @@ from statistics import median
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
+from matplotlib.ticker import FixedLocator, NullLocator
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
@@ -32,7 +33,7 @@ from experiment.evaluation import autocast
 from experiment.figures import BLUE, GREEN, GREY, ORANGE, STYLE
 from experiment.layers import Conv
 from experiment.records import ROOT, Problem
-from experiment.training import choose_precision, keep_memory
+from experiment.training import choose_precision, keep_memory, make_optimizers
 
 FOLDER = ROOT / "figures" / "benchmarks"
 N, D = 512, 512  # batch and embedding size of the head's benchmark, the paper's
@@ -109,7 +110,7 @@ def training_step(method: str) -> Callable[[], None]:
         network = arcface_cifar10.Network(256).to(memory_format=torch.channels_last)
         precision = "float32" if method == "recipe32" else choose_precision("auto", torch.device("cpu"))
         x = to_float(images)
-        optimizers = arcface_cifar10.optimizers(network, head)
+        optimizers = make_optimizers(arcface_cifar10.RECIPE.learning_rates, network, head)
 
     def once() -> None:
         with autocast(x.device, precision):
@@ -220,7 +221,7 @@ def step(rounds: int) -> dict:
 def head_table(record: dict) -> str:
     """Milliseconds and peak memory against the number of classes, and the ratio to the floor."""
     found = {tuple(run["task"]): run for run in record["runs"]}
-    lines = [row("C", HEADS.values()), "| --- |" + " --- |" * len(HEADS)]
+    lines = []
     for classes in CLASSES:
         floor = found["floor", classes]["seconds"]
         cells = []
@@ -228,28 +229,22 @@ def head_table(record: dict) -> str:
             run = found[method, classes]
             ratio = "" if method == "floor" else f" ({run['seconds'] / floor:.2f}×)"
             cells.append(f"{1000 * run['seconds']:,.1f} ms{ratio}, {run['peak_bytes'] / 2**30:.2f} GiB")
-        lines.append(row(f"{classes:,}", cells))
-    return "\n".join(lines)
+        lines.append([f"{classes:,}", *cells])
+    return records.markdown(["C", *HEADS.values()], lines)
 
 
 def step_table(record: dict) -> str:
     """Milliseconds of a training step by kind of operation, and the rate of its convolutions."""
     found = {run["task"][0]: run["seconds"] for run in record["runs"]}
-    lines = [row("", STEPS.values()), "| --- |" + " --- |" * len(STEPS)]
-    lines.append(row(f"**a step of {BATCH} images**", [f"**{1000 * found[method]:,.0f} ms**" for method in STEPS]))
+    lines = [[f"**a step of {BATCH} images**", *(f"**{1000 * found[method]:,.0f} ms**" for method in STEPS)]]
     profiles = [record["profile"][method] for method in STEPS]
-    lines += [row(kind, [f"{1000 * shares[kind]:,.0f} ms" for shares in profiles]) for kind in profiles[0]]
+    lines += [[kind, *(f"{1000 * shares[kind]:,.0f} ms" for shares in profiles)] for kind in profiles[0]]
     rates = [record["step_operations"] / shares["convolution"] / 1e12 for shares in profiles]
-    lines.append(row("rate of the convolutions", [f"{rate:.2f} TFLOP/s" for rate in rates]))
+    lines.append(["rate of the convolutions", *(f"{rate:.2f} TFLOP/s" for rate in rates)])
     peaks = [record["matrix_rate"]["float32" if "float32" in name else record["precision"]] / 1e12 for name in STEPS.values()]
     shares = [f"{rate / peak:.0%} of {peak:.2f} TFLOP/s" for rate, peak in zip(rates, peaks, strict=True)]
-    lines.append(row("of the rate of a 4096 × 4096 matrix product", shares))
-    return "\n".join(lines)
-
-
-def row(name: str, cells: Iterable[str]) -> str:
-    """A line of a table in Markdown."""
-    return f"| {name} | {' | '.join(cells)} |"
+    lines.append(["of the rate of a 4096 × 4096 matrix product", *shares])
+    return records.markdown(["", *STEPS.values()], lines)
 
 
 def draw_head(record: dict) -> plt.Figure:
@@ -263,6 +258,7 @@ def draw_head(record: dict) -> plt.Figure:
     axes[0].set(title="Time of a forward and backward pass", xlabel="classes C", ylabel="seconds")
     axes[1].set(title="Memory: a quarter less without the logits", xlabel="classes C", ylabel="peak of the process, GiB")
     axes[1].axhline(8, color="black", linewidth=0.8, linestyle=":")
+    axes[1].text(10, 8.3, "8 GiB", fontsize=9)
     axes[0].legend()
     return figure
 
@@ -278,20 +274,20 @@ def draw_accuracy() -> plt.Figure:
             error = [100 * (1 - entry["test_accuracy"]) for entry in history]
             axes.loglog(seconds, error, marker=marker, markersize=4, color=colour, label=f"{name}: {100 - error[-1]:.2f}%")
     axes.set(xlabel="seconds of training", ylabel="test error in %", title="Test error against time, seed 0")
+    for axis, ticks in ((axes.xaxis, (20, 50, 100, 200, 500, 1000)), (axes.yaxis, (0.5, 1, 2, 5, 10, 20, 50))):
+        axis.set_major_locator(FixedLocator(ticks))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_locator(NullLocator())
     axes.legend(title="accuracy at the end")
     return figure
 
 
 def write() -> None:
     """Draw the pictures and fill the tables of the README beside them, from the records alone."""
-    readme = FOLDER / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    for name, fill in (("head", head_table), ("step", step_table)):
-        text = records.fill(text, name, fill(records.load_json(FOLDER / f"{name}.json")))
-    with records.replacing(readme) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    heads, steps = (records.load_json(FOLDER / f"{name}.json") for name in ("head", "step"))
+    records.fill_file(FOLDER / "README.md", {"head": head_table(heads), "step": step_table(steps)})
     with plt.rc_context(STYLE):
-        figures.save(draw_head(records.load_json(FOLDER / "head.json")), FOLDER / "head.png")
+        figures.save(draw_head(heads), FOLDER / "head.png")
         figures.save(draw_accuracy(), FOLDER / "accuracy.png")
 
 
@@ -302,15 +298,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="turns of each method (default: 3)")
     options = parser.parse_args(argv)
     machine = {"device_name": records.device_name(torch.device("cpu")), "versions": records.versions()}
-    try:
+
+    def work() -> None:
         for part in (head, step):
             if options.what in (part.__name__, "all"):
                 records.save_json(FOLDER / f"{part.__name__}.json", machine | part(options.rounds))
         write()
-    except Problem as problem:
-        print(f"error: {problem}", file=sys.stderr)
-        return 1
-    return 0
+
+    return records.exit_status(work)
 
 
 if __name__ == "__main__":

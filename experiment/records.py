@@ -4,7 +4,9 @@ import json
 import os
 import platform
 import subprocess
+import sys
 import zipfile
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,6 +21,22 @@ ROOT = Path(__file__).resolve().parent.parent
 
 class Problem(Exception):
     """Something the user can mend. Its text, one line, names the problem and the remedy."""
+
+
+def exit_status(work: Callable[[], int | None], go_on: str = "Nothing is half-written; start it again.") -> int:
+    """Call work(). Returns its status, 0 for None; after a line on stderr 1 for a Problem, 130 for Ctrl-C.
+
+    Args:
+        go_on: what the line after Ctrl-C adds, for the user to know how the work continues.
+    """
+    try:
+        return work() or 0
+    except Problem as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"\nInterrupted. {go_on}", file=sys.stderr)
+        return 130
 
 
 @contextmanager
@@ -83,12 +101,26 @@ def cell(values: list[float], digits: int) -> str:
     return f"{mean:.{digits}f} ± {half:.{digits}f}"
 
 
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    """A table in Markdown."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *rows])
+
+
 def fill(text: str, name: str, content: str) -> str:
     """The text with ``content`` between its marks <!-- name --> and <!-- /name -->. Raises Problem without them."""
     start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     if start not in text or end not in text:
         raise Problem(f"The marks {start} and {end} are missing. Restore the file from git.")
     return f"{text.split(start)[0]}{start}\n{content}\n{end}{text.split(end)[1]}"
+
+
+def fill_file(path: Path, tables: dict[str, str]) -> None:
+    """Put each table between its marks in a Markdown file. Raises Problem, the file as it was, where that fails."""
+    text = path.read_text(encoding="utf-8")
+    for name, content in tables.items():
+        text = fill(text, name, content)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def save_arrays(path: Path, **arrays: np.ndarray) -> None:

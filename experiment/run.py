@@ -26,20 +26,17 @@ MISTAKES = 18  # test images kept for the picture of mistakes
 def main(recipe: Recipe, description: str, argv: list[str] | None = None) -> int:
     """Run a script with command-line arguments. Returns the exit status: 0, 1 (a problem) or 130 (Ctrl-C)."""
     options = parse(recipe, description, argv)
-    try:
+
+    def work() -> None:
         if "RANK" in os.environ:  # started by torchrun
             dist.init_process_group("nccl" if torch.cuda.is_available() and options.device != "cpu" else "gloo")
         run(recipe, options, command(recipe, sys.argv[1:] if argv is None else argv))
-    except Problem as problem:
-        print(f"error: {problem}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nInterrupted. The same command with --resume goes on from the last finished epoch.", file=sys.stderr)
-        return 130
+
+    try:
+        return records.exit_status(work, "The same command with --resume goes on from the last finished epoch.")
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
-    return 0
 
 
 def run(recipe: Recipe, options: argparse.Namespace, command_line: str) -> None:

@@ -20,7 +20,7 @@ import arcface_cifar10
 import arcface_mnist
 from experiment import data, evaluation, paper_figures, records, study_figures, training
 from experiment.data import Data
-from experiment.records import ROOT, Problem
+from experiment.records import ROOT
 from experiment.training import LOSSES, Diverged, Recipe, Settings, Trained
 
 FOLDER = ROOT / "figures" / "study"
@@ -91,7 +91,8 @@ def measure(task: Task, source: Data, checkpoint: Path, device: torch.device, pr
 
     Tuning and the grid hold out the last 5,000 training images, and their "test_accuracy" is that on these.
     """
-    recipe = with_head_lr(RECIPES[task.dataset], task.head_lr)
+    recipe = RECIPES[task.dataset]
+    recipe = replace(recipe, learning_rates=recipe.learning_rates | {"head": task.head_lr, "linear head": task.head_lr})
     seen = list(range(len(source.classes)))
     if task.part in ("tuning", "grid"):
         source = source.for_validation()
@@ -171,23 +172,12 @@ def classes_seen(split: int) -> list[int]:
     return sorted(np.random.default_rng(split).permutation(10)[:SEEN].tolist())
 
 
-def with_head_lr(recipe: Recipe, head_lr: float) -> Recipe:
-    """The recipe with another peak learning rate of its last layer."""
-
-    def optimizers(network, head):
-        made = recipe.optimizers(network, head)
-        made[-1].param_groups[-1]["lr"] = head_lr
-        return made
-
-    return replace(recipe, optimizers=optimizers)
-
-
 # --- the parts -----------------------------------------------------------------------------------
 
 
 def first_guesses(recipe: Recipe, loss: str) -> Iterator[tuple[float | None, float | None, float]]:
     """Four settings of s, margin and head learning rate with which the tuning of a loss begins."""
-    head_lr = 0.02 if loss == "softmax" else 0.2 if recipe.dataset == "MNIST" else 0.5
+    head_lr = recipe.learning_rates["linear head" if loss == "softmax" else "head"]
     s = recipe.scale
     if loss == "softmax":
         yield from ((None, None, head_lr * factor) for factor in (0.25, 1, 4, 16))
@@ -232,13 +222,13 @@ def compare(study: Study, dataset: str) -> None:
 
 def mnist_alone(study: Study) -> None:
     """The grid of scales and margins, and the two-dimensional embeddings."""
-    epochs = RECIPES["mnist"].epochs
+    recipe = RECIPES["mnist"]
     for loss, (scale, margin) in PLANE.items():
-        head_lr = next(first_guesses(RECIPES["mnist"], loss))[2]
-        study.run(Task("plane", "mnist", loss, scale, margin, head_lr, epochs, embedding_size=2))
+        head_lr = next(first_guesses(recipe, loss))[2]
+        study.run(Task("plane", "mnist", loss, scale, margin, head_lr, recipe.epochs, embedding_size=2))
     for scale in SCALES:
         for margin in GRID_MARGINS:
-            study.run(Task("grid", "mnist", "arcface", scale, margin, 0.2, GRID_EPOCHS))
+            study.run(Task("grid", "mnist", "arcface", scale, margin, recipe.learning_rates["head"], GRID_EPOCHS))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -251,7 +241,8 @@ def main(argv: list[str] | None = None) -> int:
     datasets = options.datasets or list(RECIPES)
     if unknown := set(datasets) - set(RECIPES):
         parser.error(f"{', '.join(sorted(unknown))}: choose mnist, cifar10, or neither for both")
-    try:
+
+    def work() -> None:
         if not options.figures_only:
             training.keep_memory()
             sources = {name: data.load(RECIPES[name].dataset, options.data.resolve()) for name in datasets}
@@ -265,13 +256,8 @@ def main(argv: list[str] | None = None) -> int:
             study.bar.close()
         study_figures.draw(FOLDER)
         paper_figures.draw(FOLDER, ROOT / "figures" / "paper")
-    except Problem as problem:
-        print(f"error: {problem}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nInterrupted. The same command goes on from here.", file=sys.stderr)
-        return 130
-    return 0
+
+    return records.exit_status(work, "The same command goes on from here.")
 
 
 if __name__ == "__main__":

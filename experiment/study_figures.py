@@ -35,37 +35,30 @@ def load(folder: Path, part: str, dataset: str) -> dict[str, list[dict]]:
 
 def draw(folder: Path) -> None:
     """Draw every picture whose records are there, and fill the tables of the README beside them."""
-    readme = folder / "README.md"
-    text = readme.read_text(encoding="utf-8")
+    tables = {}
     with plt.rc_context(STYLE):
         for dataset, name in NAMES.items():
             tuning, losses, unseen = (load(folder, part, dataset) for part in ("tuning", "losses", "unseen"))
             if tuning:
-                text = records.fill(text, f"tuning-{dataset}", tuning_table(tuning))
+                tables[f"tuning-{dataset}"] = tuning_table(tuning)
             if losses:
-                text = records.fill(text, f"losses-{dataset}", losses_table(losses))
-                text = records.fill(text, f"angles-{dataset}", angles_table(losses))
+                tables[f"losses-{dataset}"] = losses_table(losses)
+                tables[f"angles-{dataset}"] = angles_table(losses)
                 save(draw_accuracy(losses, name), folder / f"accuracy-{dataset}.png")
                 save(draw_angles(losses, name), folder / f"angles-{dataset}.png")
             if "corrupted" in losses.get("arcface", [{}])[0] and "softmax" in losses:
-                text = records.fill(text, f"noise-{dataset}", noise_table(losses))
+                tables[f"noise-{dataset}"] = noise_table(losses)
                 save(draw_noise(losses, name), folder / f"noise-{dataset}.png")
             if unseen:
-                text = records.fill(text, f"unseen-{dataset}", unseen_table(unseen))
+                tables[f"unseen-{dataset}"] = unseen_table(unseen)
                 save(draw_roc(unseen, name), folder / f"roc-{dataset}.png")
                 save(draw_pairs(unseen, name), folder / f"pairs-{dataset}.png")
         if grid := load(folder, "grid", "mnist"):
             save(draw_grid(grid["arcface"]), folder / "scale-margin.png")
-    with records.replacing(readme) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    records.fill_file(folder / "README.md", tables)
 
 
 # --- tables --------------------------------------------------------------------------------------
-
-
-def markdown(head: list[str], rows: list[list[str]]) -> str:
-    """A table."""
-    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *rows])
 
 
 def shown(value: float | None) -> str:
@@ -89,7 +82,9 @@ def tuning_table(tuning: dict[str, list[dict]]) -> str:
             text = f"{' / '.join(settings(record))}: {result}"
             cells.append(f"**{text}**" if record is best else text)
         rows.append([LOSSES[loss][0], *cells])
-    return markdown(["s / margin / head learning rate: validation accuracy, %", *[""] * max(map(len, tuning.values()))], rows)
+    return records.markdown(
+        ["s / margin / head learning rate: validation accuracy, %", *[""] * max(map(len, tuning.values()))], rows
+    )
 
 
 def differences(losses: dict[str, list[dict]], loss: str) -> list[float]:
@@ -111,7 +106,7 @@ def losses_table(losses: dict[str, list[dict]]) -> str:
         difference = "–" if loss == "arcface" or "arcface" not in losses else cell(differences(losses, loss), 2)
         rows.append([LOSSES[loss][0], *settings(runs[0]), str(len(values)), cell(values, 2), difference])
     head = ["loss", "s", "margin", "head learning rate", "seeds", "test accuracy, %", "minus ArcFace, points"]
-    return markdown(head, rows)
+    return records.markdown(head, rows)
 
 
 def angles_table(losses: dict[str, list[dict]]) -> str:
@@ -121,7 +116,7 @@ def angles_table(losses: dict[str, list[dict]]) -> str:
         rows.append([LOSSES[loss][0], *(cell([r["angles"][key] for r in finished(runs)], 1) for key in ANGLES)])
     for column, name in ((1, "paper, normalised softmax"), (2, "paper, ArcFace")):
         rows.append([f"*{name}*", *(f"*{ANGLES[key][column]:.2f}*" for key in ANGLES)])
-    return markdown(["degrees", *(name for name, _, _ in ANGLES.values())], rows)
+    return records.markdown(["degrees", *(name for name, _, _ in ANGLES.values())], rows)
 
 
 def unseen_table(unseen: dict[str, list[dict]]) -> str:
@@ -131,7 +126,7 @@ def unseen_table(unseen: dict[str, list[dict]]) -> str:
         cells = [cell(by_seed(runs, key), 2) for key in ("accuracy", "eer", "tar_1", "tar_01")]
         rows.append([LOSSES[loss][0], *settings(runs[0]), str(len(by_seed(runs, "eer"))), *cells])
     head = ["loss", "s", "margin", "head learning rate", "seeds"]
-    return markdown([*head, "10-fold accuracy, %", "EER, %", "TAR at FAR 1%, %", "TAR at FAR 0.1%, %"], rows)
+    return records.markdown([*head, "10-fold accuracy, %", "EER, %", "TAR at FAR 1%, %", "TAR at FAR 0.1%, %"], rows)
 
 
 def by_seed(runs: list[dict], key: str) -> list[float]:
@@ -152,7 +147,7 @@ def noise_table(losses: dict[str, list[dict]]) -> str:
             ]
             rows.append([kind, str(strength), *cells])
     head = ["corruption", "strength", "softmax, cosine", "softmax, Euclidean", "ArcFace, cosine", "ArcFace, Euclidean"]
-    return markdown(head, rows)
+    return records.markdown(head, rows)
 
 
 # --- pictures ------------------------------------------------------------------------------------

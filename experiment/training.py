@@ -31,18 +31,18 @@ SHOW = 10  # steps between two updates of the progress bar, the only times that 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a script brings to a run: its network, augmentation, optimizers and tuned settings.
+    """What a script brings to a run: its network, augmentation and tuned settings.
 
     ``augment(images, flip, progress, generator)`` turns a batch of uint8 images, N × H × W × C, into floats,
     N × C × H × W in [0, 1]. flip (bool, N) names the half of the images that is mirrored in this epoch, if any are:
     the other half in the next; progress, in [0, 1), is the part of the training that is done.
-    ``optimizers(network, head)`` gives optimizers with their peak learning rates.
+    learning_rates: the peaks, as :func:`make_optimizers` names them.
     """
 
     dataset: str
     network: type[nn.Module]
     augment: Callable[[Tensor, Tensor, float, torch.Generator], Tensor]
-    optimizers: Callable[[nn.Module, nn.Module], list[torch.optim.Optimizer]]
+    learning_rates: dict[str, float]
     epochs: int
     batch_size: int
     embedding_size: int
@@ -106,6 +106,27 @@ def make_head(settings: Settings, classes: int) -> nn.Module:
     return head
 
 
+def make_optimizers(rates: dict[str, float], network: nn.Module, head: nn.Module) -> list[torch.optim.Optimizer]:
+    """Muon turns the filters; SGD moves biases, the embedding matrix and the head.
+
+    Args:
+        rates: peak learning rates of the network's "filters" and "others", of a cosine "head" and of a "linear head":
+            plain softmax has one of its own, because its gradient grows with the embedding's length.
+    """
+    filters = [module.weight for module in network.modules() if isinstance(module, Conv)]
+    matrices = {id(parameter) for parameter in filters}
+    others = [p for p in network.parameters() if p.requires_grad and id(p) not in matrices]
+    head_lr = rates["linear head" if isinstance(head, nn.Linear) else "head"]
+    return [
+        torch.optim.Muon(filters, lr=rates["filters"], momentum=0.6, weight_decay=0, ns_steps=3),
+        torch.optim.SGD(
+            [{"params": others, "lr": rates["others"]}, {"params": head.parameters(), "lr": head_lr}],
+            momentum=0.85,
+            nesterov=True,
+        ),
+    ]
+
+
 class Classifier(nn.Module):
     """Network and head as one module, which is what DistributedDataParallel wraps."""
 
@@ -148,7 +169,7 @@ def train(recipe: Recipe, settings: Settings, data: Data, checkpoint: Path, resu
     model = Classifier(network, make_head(settings, classes)).to(device, memory_format=torch.channels_last)
     network, head = model.network, model.head
     convolutions = [module for module in network.modules() if isinstance(module, Conv)]
-    optimizers = recipe.optimizers(network, head)
+    optimizers = make_optimizers(recipe.learning_rates, network, head)
     peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     parallel = DistributedDataParallel(model) if world > 1 else model
 

@@ -127,16 +127,15 @@ def main(argv: list[str] | None = None) -> int:
     for option in ("last", "first", "id"):
         parser.add_argument(f"--{option}", default="", metavar="TEXT", help="of the author; for the title page and the zip")
     options = parser.parse_args(argv)
-    try:
+
+    def work() -> None:
         if options.what == "zip":
             print(pack(options.last, options.first, options.id))
         else:
             build(HERE / "report.pdf", options.last, options.first, options.id)
             print(HERE / "report.pdf")
-    except Problem as problem:
-        print(f"error: {problem}", file=sys.stderr)
-        return 1
-    return 0
+
+    return records.exit_status(work)
 
 
 if __name__ == "__main__":

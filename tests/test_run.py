@@ -223,10 +223,8 @@ def test_the_folder_is_checked_before_the_first_epoch(small, tmp_path, monkeypat
 
 
 def test_training_that_does_not_learn_is_stopped(small, tmp_path, monkeypatch, capsys):
-    def frozen(network, head):
-        return [torch.optim.SGD([*network.parameters(), *head.parameters()], lr=0.0)]
-
-    monkeypatch.setattr(arcface_mnist, "RECIPE", replace(arcface_mnist.RECIPE, optimizers=frozen))
+    frozen = dict.fromkeys(arcface_mnist.RECIPE.learning_rates, 0.0)
+    monkeypatch.setattr(arcface_mnist, "RECIPE", replace(arcface_mnist.RECIPE, learning_rates=frozen))
     arguments = [*SHORT, "--epochs", "10", "--scale", "64", "--margin", "1", "--out", str(tmp_path)]
     assert arcface_mnist.main(arguments) == 1
     error = capsys.readouterr().err

@@ -12,10 +12,11 @@ def test_the_readme_s_table_is_that_of_the_records():
     readme = (run.ROOT / "README.md").read_text(encoding="utf-8")
     shown = readme.split("<!-- results -->")[1].split("<!-- /results -->")[0].strip()
     assert shown == seeds.table()
+    assert f"<!-- headline -->\n{seeds.headline()}\n<!-- /headline -->" in readme
     for folder in seeds.DATASETS:
         found = json.loads((run.ROOT / "figures" / folder / "seeds.json").read_text())
         mean = sum(100 * record["test_accuracy"] for record in found) / len(found)
-        assert f"**{mean:.2f} ± " in shown
+        assert f"**{mean:.2f} ± " in shown and f"**{mean:.2f} ± " in seeds.headline()
 
 
 @pytest.mark.parametrize("folder", seeds.DATASETS)
