@@ -12,7 +12,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 
 class ArcMarginProduct(nn.Module):
@@ -128,11 +128,7 @@ class ArcMarginProduct(nn.Module):
             W_y = F.normalize(F.embedding(label, self.weight, sparse=not input.is_mps).to(x.dtype))
             excess = self.s * self._excess(x, W_y)
             target = self.s * (x * W_y).sum(dim=1) + excess
-            parts, start = [], 0
-            for W in self.weight.split(chunk):
-                parts.append(checkpoint(_logsumexp, self.s * x, W, label - start, excess, use_reentrant=False))
-                start += len(W)
-            return (torch.stack(parts).logsumexp(dim=0) - target).mean()
+            return (_LogSumExp.apply(self.s * x, self.weight, label, excess, chunk) - target).mean()
 
     def _excess(self, x: Tensor, W_y: Tensor) -> Tensor:
         """What the margin adds to cos θ_y: cos(m1·θ_y + m) − m3 − cos θ_y, for unit vectors N × d."""
@@ -190,6 +186,38 @@ def angle(u: Tensor, v: Tensor) -> Tensor:
     Floating-Point Computation?", 2006, section 12).
     """
     return 2 * torch.atan2(torch.linalg.vector_norm(u - v, dim=1), torch.linalg.vector_norm(u + v, dim=1))
+
+
+class _LogSumExp(torch.autograd.Function):
+    """:func:`_logsumexp` of all rows of W, ``chunk`` at a time, forwards and backwards.
+
+    The backward pass computes each chunk again and writes its gradient in place, so that beside W and its gradient
+    only one chunk is ever held. (torch.utils.checkpoint would hold the chunks' gradients and then join them: a
+    third copy of W.)
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, W: Tensor, label: Tensor, excess: Tensor, chunk: int) -> Tensor:
+        parts = [_logsumexp(x, W[i : i + chunk], label - i, excess) for i in range(0, len(W), chunk)]
+        total = torch.stack(parts).logsumexp(dim=0)
+        ctx.save_for_backward(x, W, label, excess, total)
+        ctx.chunk = chunk
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, W, label, excess, total = ctx.saved_tensors
+        grad_x, grad_W, grad_excess = torch.zeros_like(x), torch.empty_like(W), torch.zeros_like(excess)
+        for i in range(0, len(W), ctx.chunk):
+            rows = slice(i, i + ctx.chunk)
+            with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
+                inputs = [tensor.detach().requires_grad_() for tensor in (x, W[rows], excess)]
+                part = _logsumexp(inputs[0], inputs[1], label - i, inputs[2])
+            part_x, grad_W[rows], part_excess = torch.autograd.grad(part, inputs, grad * (part.detach() - total).exp())
+            grad_x += part_x
+            grad_excess += part_excess
+        return grad_x, grad_W, None, grad_excess, None
 
 
 def _logsumexp(x: Tensor, W: Tensor, label: Tensor, excess: Tensor) -> Tensor:
