@@ -166,7 +166,8 @@ def draw_accuracy(losses: dict[str, list[dict]], name: str) -> plt.Figure:
     axes[0].invert_yaxis()
     axes[1].axvline(0, color=LOSSES["arcface"][1], linewidth=1.5)
     axes[1].set(xlabel="minus ArcFace with the same seed, points")
-    axes[1].text(0.01, 1.0, "  ArcFace better  ←    → ArcFace worse", transform=axes[1].transAxes, fontsize=8, color=GREY)
+    for side, words in (("right", "ArcFace better ← "), ("left", " → ArcFace worse")):
+        axes[1].text(0, 1.0, words, ha=side, va="bottom", transform=axes[1].get_xaxis_transform(), fontsize=8, color=GREY)
     count = len(next(iter(losses.values())))
     figure.suptitle(f"{name}: test accuracy of six losses ({count} seeds each; bars: 95% intervals)", fontsize=11)
     return figure
@@ -282,7 +283,14 @@ def draw_noise(losses: dict[str, list[dict]], name: str) -> plt.Figure:
             for metric, style in (("cosine", "-"), ("euclidean", "--")):
                 curves = 100 * np.array([[s[metric] for s in r["corrupted"][kind]] for r in finished(losses[loss])])
                 mean, half = zip(*(interval(list(column)) for column in curves.T), strict=True)
-                axis.plot(mean, color=colour, marker=marker, markersize=4, linestyle=style, label=f"{label}, {metric}")
+                axis.plot(
+                    mean,
+                    color=colour,
+                    marker=marker,
+                    markersize=4,
+                    linestyle=style,
+                    label=f"{label}, {metric.replace('euc', 'Euc')}",
+                )
                 axis.fill_between(range(len(mean)), np.subtract(mean, half), np.add(mean, half), color=colour, alpha=0.12)
         axis.set(title=kind, xlabel="strength", xticks=range(curves.shape[1]))
     axes[0].set(ylabel="accuracy in %", ylim=(0, 102))
