@@ -35,30 +35,43 @@ def load(folder: Path, part: str, dataset: str) -> dict[str, list[dict]]:
 
 def draw(folder: Path) -> None:
     """Draw every picture whose records are there, and fill the tables of the README beside them."""
-    tables = {}
     with plt.rc_context(STYLE):
         for dataset, name in NAMES.items():
-            tuning, losses, unseen = (load(folder, part, dataset) for part in ("tuning", "losses", "unseen"))
-            if tuning:
-                tables[f"tuning-{dataset}"] = tuning_table(tuning)
-            if losses:
-                tables[f"losses-{dataset}"] = losses_table(losses)
-                tables[f"angles-{dataset}"] = angles_table(losses)
+            if losses := load(folder, "losses", dataset):
                 save(draw_accuracy(losses, name), folder / f"accuracy-{dataset}.png")
                 save(draw_angles(losses, name), folder / f"angles-{dataset}.png")
-            if "corrupted" in losses.get("arcface", [{}])[0] and "softmax" in losses:
-                tables[f"noise-{dataset}"] = noise_table(losses)
+            if both_corrupted(losses):
                 save(draw_noise(losses, name), folder / f"noise-{dataset}.png")
-            if unseen:
-                tables[f"unseen-{dataset}"] = unseen_table(unseen)
+            if unseen := load(folder, "unseen", dataset):
                 save(draw_roc(unseen, name), folder / f"roc-{dataset}.png")
                 save(draw_pairs(unseen, name), folder / f"pairs-{dataset}.png")
         if grid := load(folder, "grid", "mnist"):
             save(draw_grid(grid["arcface"]), folder / "scale-margin.png")
-    records.fill_file(folder / "README.md", tables)
+    records.fill_file(folder / "README.md", tables(folder))
+
+
+def both_corrupted(losses: dict[str, list[dict]]) -> bool:
+    """Whether softmax and ArcFace have been tried on corrupted images."""
+    return all(loss in losses and "corrupted" in losses[loss][0] for loss in ("softmax", "arcface"))
 
 
 # --- tables --------------------------------------------------------------------------------------
+
+
+def tables(folder: Path) -> dict[str, str]:
+    """The tables whose records are there, in Markdown, named after the part of the study and the data set."""
+    found = {}
+    for dataset in NAMES:
+        if tuning := load(folder, "tuning", dataset):
+            found[f"tuning-{dataset}"] = tuning_table(tuning)
+        if losses := load(folder, "losses", dataset):
+            found[f"losses-{dataset}"] = losses_table(losses)
+            found[f"angles-{dataset}"] = angles_table(losses)
+        if both_corrupted(losses):
+            found[f"noise-{dataset}"] = noise_table(losses)
+        if unseen := load(folder, "unseen", dataset):
+            found[f"unseen-{dataset}"] = unseen_table(unseen)
+    return found
 
 
 def shown(value: float | None) -> str:
@@ -159,9 +172,9 @@ def draw_accuracy(losses: dict[str, list[dict]], name: str) -> plt.Figure:
     for place, (loss, runs) in enumerate(losses.items()):
         _, colour, marker = LOSSES[loss]
         values = [100 * record["test_accuracy"] for record in finished(runs)]
-        _interval(axes[0], values, place, colour, marker)
+        _draw_interval(axes[0], values, place, colour, marker)
         if loss != "arcface" and "arcface" in losses:
-            _interval(axes[1], differences(losses, loss), place, colour, marker)
+            _draw_interval(axes[1], differences(losses, loss), place, colour, marker)
     axes[0].set(yticks=range(len(losses)), yticklabels=[LOSSES[loss][0] for loss in losses], xlabel="test accuracy in %")
     axes[0].invert_yaxis()
     axes[1].axvline(0, color=LOSSES["arcface"][1], linewidth=1.5)
@@ -173,7 +186,7 @@ def draw_accuracy(losses: dict[str, list[dict]], name: str) -> plt.Figure:
     return figure
 
 
-def _interval(axis: plt.Axes, values: list[float], place: float, colour: str, marker: str) -> None:
+def _draw_interval(axis: plt.Axes, values: list[float], place: float, colour: str, marker: str) -> None:
     mean, half = interval(values)
     axis.plot(values, [place + 0.22] * len(values), "|", color=colour, alpha=0.7, markersize=7)
     axis.errorbar(mean, place, xerr=0 if np.isnan(half) else half, color=colour, marker=marker, markersize=8, capsize=4)

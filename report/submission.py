@@ -34,7 +34,8 @@ def numbers() -> dict:
     Raises:
         Problem: a record is missing or damaged.
     """
-    found = {"tables": {"results": rows(seeds.table())}}
+    study = study_figures.tables(ROOT / "figures/study")
+    found = {"tables": {name: rows(table) for name, table in [("results", seeds.table()), *study.items()]}}
     for dataset in seeds.DATASETS:
         folder = ROOT / "figures" / dataset
         first, every = records.load_json(folder / "run.json"), records.load_json(folder / "seeds.json")
@@ -52,15 +53,6 @@ def numbers() -> dict:
             "seconds": cell([record["train_seconds"] for record in every], 0),
             **{key: cell([record["angles"][key] for record in every], 1) for key in first["angles"]},
         }
-        tuning, losses, unseen = (
-            study_figures.load(ROOT / "figures/study", part, dataset) for part in ("tuning", "losses", "unseen")
-        )
-        tables = {"tuning": (tuning, "tuning_table"), "losses": (losses, "losses_table"), "angles": (losses, "angles_table")}
-        for name, (runs, table) in (tables | {"unseen": (unseen, "unseen_table")}).items():
-            if runs:
-                found["tables"][f"{name}-{dataset}"] = rows(getattr(study_figures, table)(runs))
-        if "corrupted" in losses.get("arcface", [{}])[0] and "softmax" in losses:
-            found["tables"][f"noise-{dataset}"] = rows(study_figures.noise_table(losses))
     for part, table in (("head", benchmark.head_table), ("step", benchmark.step_table)):
         path = benchmark.FOLDER / f"{part}.json"
         if path.exists():

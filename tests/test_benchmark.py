@@ -27,6 +27,9 @@ def test_the_tables_are_those_of_the_records():
     for name, table in (("head", benchmark.head_table), ("step", benchmark.step_table)):
         record = json.loads((benchmark.FOLDER / f"{name}.json").read_text())
         assert records.fill(text, name, table(record)) == text
+        if name == "head":
+            front = benchmark.README.read_text(encoding="utf-8")
+            assert records.fill(front, name, table(record)) == front
 
 
 def test_a_missing_mark_is_named():
@@ -37,9 +40,12 @@ def test_a_missing_mark_is_named():
 def test_figures_are_drawn_from_the_records(tmp_path, monkeypatch):
     for name in ("README.md", "head.json", "step.json"):
         (tmp_path / name).write_bytes((benchmark.FOLDER / name).read_bytes())
+    (tmp_path / "front.md").write_text("<!-- head -->\n<!-- /head -->\n", encoding="utf-8")
     monkeypatch.setattr(benchmark, "FOLDER", tmp_path)
+    monkeypatch.setattr(benchmark, "README", tmp_path / "front.md")
     assert benchmark.main(["figures"]) == 0
     assert (tmp_path / "head.png").stat().st_size > 10_000 and (tmp_path / "accuracy.png").stat().st_size > 10_000
+    assert "pytorch-metric-learning" in (tmp_path / "front.md").read_text(encoding="utf-8")
     (tmp_path / "head.json").unlink()
     assert benchmark.main(["figures"]) == 1
 
