@@ -260,7 +260,7 @@ def draw_head(record: dict) -> plt.Figure:
     most = CLASSES[-1]
     saved = 1 - found["chunked", most]["peak_bytes"] / found["plain", most]["peak_bytes"]
     axes[0].set(title="Time of a forward and backward pass", ylabel="times the floor's", ylim=(0, None))
-    axes[1].set(title=f"Memory at 10⁶ classes: {saved:.0%} less with head.loss()", ylabel="peak of the process, GiB")
+    axes[1].set(title=f"Memory at C = 10⁶: {saved:.0%} less by head.loss()", ylabel="peak of the process, GiB")
     for axis in axes:
         axis.set(xlabel="classes C", xticks=CLASSES)
         axis.xaxis.set_minor_locator(NullLocator())
