@@ -16,6 +16,17 @@ from experiment.records import ROOT, Problem, cell
 DATASETS = ("mnist", "cifar10")
 
 
+def means(runs: list[dict]) -> dict[str, str]:
+    """Means over seeds with their intervals: accuracies in %, seconds, angles in degrees; a dash where nothing was measured."""
+    views = [100 * record["test_accuracy_tta"] for record in runs if record["test_accuracy_tta"] is not None]
+    return {
+        "mean": cell([100 * record["test_accuracy"] for record in runs], 2),
+        "mean_tta": cell(views, 2) if views else "–",
+        "seconds": cell([record["train_seconds"] for record in runs], 0),
+        **{key: cell([record["angles"][key] for record in runs], 1) for key in runs[0]["angles"]},
+    }
+
+
 def table() -> str:
     """The README's table of results, in Markdown, from the records of all seeds."""
     head = ["", "seeds", "test accuracy, %", "with TTA, %", "training, s", "angle to own embedding centre (test)", "machine"]
@@ -24,16 +35,9 @@ def table() -> str:
         path = ROOT / "figures" / folder / "seeds.json"
         if path.exists():
             found = records.load_json(path)
-            views = [100 * record["test_accuracy_tta"] for record in found if record["test_accuracy_tta"] is not None]
-            line = [
-                found[0]["dataset"],
-                str(len(found)),
-                f"**{cell([100 * record['test_accuracy'] for record in found], 2)}**",
-                cell(views, 2) if views else "–",
-                cell([record["train_seconds"] for record in found], 0),
-                cell([record["angles"]["intra_test"] for record in found], 1) + "°",
-                f"{found[0]['device_name']}, {found[0]['precision']}",
-            ]
+            shown = means(found)
+            line = [found[0]["dataset"], str(len(found)), f"**{shown['mean']}**", shown["mean_tta"], shown["seconds"]]
+            line += [f"{shown['intra_test']}°", f"{found[0]['device_name']}, {found[0]['precision']}"]
             lines.append(line)
     return records.markdown(head, lines)
 
@@ -43,9 +47,9 @@ def headline() -> str:
     parts = []
     for folder in DATASETS:
         found = records.load_json(ROOT / "figures" / folder / "seeds.json")
-        accuracy = cell([100 * record["test_accuracy"] for record in found], 2)
-        seconds = records.interval([record["train_seconds"] for record in found])[0]
-        parts.append(f"**{accuracy}%** on {found[0]['dataset']} after {seconds / 60:.1f} minutes of training (n = {len(found)})")
+        minutes = records.interval([record["train_seconds"] / 60 for record in found])[0]
+        accuracy, name = means(found)["mean"], found[0]["dataset"]
+        parts.append(f"**{accuracy}%** on {name} after {minutes:.1f} minutes of training (n = {len(found)})")
     return f"{' and '.join(parts)}: mean test accuracy of n seeds with 95% intervals, on two CPU cores."
 
 

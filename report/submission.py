@@ -20,7 +20,7 @@ ROOT = HERE.parent
 sys.path.insert(0, str(ROOT))
 
 from experiment import benchmark, records, seeds, study_figures  # noqa: E402
-from experiment.records import Problem, cell  # noqa: E402
+from experiment.records import Problem  # noqa: E402
 
 PACKED = ("*.py", "*.png", "README.md", "requirements.txt")  # beside the PDF; of the files that git knows
 
@@ -39,7 +39,6 @@ def numbers() -> dict:
     for dataset in seeds.DATASETS:
         folder = ROOT / "figures" / dataset
         first, every = records.load_json(folder / "run.json"), records.load_json(folder / "seeds.json")
-        views = [100 * record["test_accuracy_tta"] for record in every if record["test_accuracy_tta"] is not None]
         found[dataset] = {
             **{key: first[key] for key in ("scale", "margin", "epochs", "batch_size", "embedding_size", "precision")},
             "device": first["device_name"],
@@ -48,10 +47,7 @@ def numbers() -> dict:
             "run_train": f"{100 * first['history'][-1]['train_accuracy']:.2f}",
             "run_tta": f"{100 * first['test_accuracy_tta']:.2f}" if first["test_accuracy_tta"] is not None else None,
             "seeds": len(every),
-            "mean": cell([100 * record["test_accuracy"] for record in every], 2),
-            "mean_tta": cell(views, 2) if views else None,
-            "seconds": cell([record["train_seconds"] for record in every], 0),
-            **{key: cell([record["angles"][key] for record in every], 1) for key in first["angles"]},
+            **seeds.means(every),
         }
     for part, table in (("head", benchmark.head_table), ("step", benchmark.step_table)):
         path = benchmark.FOLDER / f"{part}.json"
