@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from experiment import records
+from experiment.data import CORRUPTIONS
 from experiment.evaluation import FALSE_ACCEPT
 from experiment.figures import BLUE, GREY, LOSSES, ORANGE, RED, STYLE, save
 from experiment.records import cell, interval
@@ -33,26 +34,28 @@ def load(folder: Path, part: str, dataset: str) -> dict[str, list[dict]]:
     return {loss: runs for loss, runs in found.items() if runs}
 
 
+def compared(folder: Path, part: str, dataset: str) -> dict[str, list[dict]]:
+    """Of these records those whose seed and split every loss has been run with, so that like is compared with like."""
+    runs = load(folder, part, dataset)
+    done = [{(record["seed"], record["split"]) for record in runs.get(loss, [])} for loss in LOSSES]
+    common = set.intersection(*done)
+    return {loss: [r for r in runs[loss] if (r["seed"], r["split"]) in common] for loss in LOSSES} if common else {}
+
+
 def draw(folder: Path) -> None:
     """Draw every picture whose records are there, and fill the tables of the README beside them."""
     with plt.rc_context(STYLE):
         for dataset, name in NAMES.items():
-            if losses := load(folder, "losses", dataset):
+            if losses := compared(folder, "losses", dataset):
                 save(draw_accuracy(losses, name), folder / f"accuracy-{dataset}.png")
                 save(draw_angles(losses, name), folder / f"angles-{dataset}.png")
-            if both_corrupted(losses):
                 save(draw_noise(losses, name), folder / f"noise-{dataset}.png")
-            if unseen := load(folder, "unseen", dataset):
+            if unseen := compared(folder, "unseen", dataset):
                 save(draw_roc(unseen, name), folder / f"roc-{dataset}.png")
                 save(draw_pairs(unseen, name), folder / f"pairs-{dataset}.png")
         if grid := load(folder, "grid", "mnist"):
             save(draw_grid(grid["arcface"]), folder / "scale-margin.png")
     records.fill_file(folder / "README.md", tables(folder))
-
-
-def both_corrupted(losses: dict[str, list[dict]]) -> bool:
-    """Whether softmax and ArcFace have been tried on corrupted images."""
-    return all(loss in losses and "corrupted" in losses[loss][0] for loss in ("softmax", "arcface"))
 
 
 # --- tables --------------------------------------------------------------------------------------
@@ -64,12 +67,11 @@ def tables(folder: Path) -> dict[str, str]:
     for dataset in NAMES:
         if tuning := load(folder, "tuning", dataset):
             found[f"tuning-{dataset}"] = tuning_table(tuning)
-        if losses := load(folder, "losses", dataset):
+        if losses := compared(folder, "losses", dataset):
             found[f"losses-{dataset}"] = losses_table(losses)
             found[f"angles-{dataset}"] = angles_table(losses)
-        if both_corrupted(losses):
             found[f"noise-{dataset}"] = noise_table(losses)
-        if unseen := load(folder, "unseen", dataset):
+        if unseen := compared(folder, "unseen", dataset):
             found[f"unseen-{dataset}"] = unseen_table(unseen)
     return found
 
@@ -116,7 +118,7 @@ def losses_table(losses: dict[str, list[dict]]) -> str:
     rows = []
     for loss, runs in losses.items():
         values = [100 * record["test_accuracy"] for record in finished(runs)]
-        difference = "–" if loss == "arcface" or "arcface" not in losses else cell(differences(losses, loss), 2)
+        difference = "–" if loss == "arcface" else cell(differences(losses, loss), 2)
         rows.append([LOSSES[loss][0], *settings(runs[0]), str(len(values)), cell(values, 2), difference])
     head = ["loss", "s", "margin", "head learning rate", "seeds", "test accuracy, %", "minus ArcFace, points"]
     return records.markdown(head, rows)
@@ -151,7 +153,7 @@ def by_seed(runs: list[dict], key: str) -> list[float]:
 def noise_table(losses: dict[str, list[dict]]) -> str:
     """Accuracy of the nearest class mean at the middle and the largest strength."""
     rows = []
-    for kind in losses["arcface"][0]["corrupted"]:
+    for kind in CORRUPTIONS:
         for strength in (0, 3, 5):
             cells = [
                 cell([100 * record["corrupted"][kind][strength][metric] for record in finished(losses[loss])], 1)
@@ -173,7 +175,7 @@ def draw_accuracy(losses: dict[str, list[dict]], name: str) -> plt.Figure:
         _, colour, marker = LOSSES[loss]
         values = [100 * record["test_accuracy"] for record in finished(runs)]
         _draw_interval(axes[0], values, place, colour, marker)
-        if loss != "arcface" and "arcface" in losses:
+        if loss != "arcface":
             _draw_interval(axes[1], differences(losses, loss), place, colour, marker)
     axes[0].set(yticks=range(len(losses)), yticklabels=[LOSSES[loss][0] for loss in losses], xlabel="test accuracy in %")
     axes[0].invert_yaxis()
@@ -181,8 +183,9 @@ def draw_accuracy(losses: dict[str, list[dict]], name: str) -> plt.Figure:
     axes[1].set(xlabel="minus ArcFace with the same seed, points")
     for side, words in (("right", "ArcFace better ← "), ("left", " → ArcFace worse")):
         axes[1].text(0, 1.0, words, ha=side, va="bottom", transform=axes[1].get_xaxis_transform(), fontsize=8, color=GREY)
-    count = len(next(iter(losses.values())))
-    figure.suptitle(f"{name}: test accuracy of six losses ({count} seeds each; bars: 95% intervals)", fontsize=11)
+    count = len(losses["arcface"])
+    seeds = f"{count} seed" + "s" * (count > 1)
+    figure.suptitle(f"{name}: test accuracy of six losses ({seeds} each; bars: 95% intervals)", fontsize=11)
     return figure
 
 
@@ -288,9 +291,8 @@ def draw_grid(runs: list[dict]) -> plt.Figure:
 
 def draw_noise(losses: dict[str, list[dict]], name: str) -> plt.Figure:
     """Accuracy of the nearest class mean under cosine and Euclidean distance while test images are corrupted."""
-    kinds = list(losses["arcface"][0]["corrupted"])
-    figure, axes = plt.subplots(1, len(kinds), sharey=True, figsize=(9.6, 3.4))
-    for axis, kind in zip(axes, kinds, strict=True):
+    figure, axes = plt.subplots(1, len(CORRUPTIONS), sharey=True, figsize=(9.6, 3.4))
+    for axis, kind in zip(axes, CORRUPTIONS, strict=True):
         for loss in ("softmax", "arcface"):
             label, colour, marker = LOSSES[loss]
             for metric, style in (("cosine", "-"), ("euclidean", "--")):

@@ -86,6 +86,7 @@ def test_a_small_study_is_run_once_and_drawn(tmp_path, monkeypatch, capsys):
     shutil.copy(study.FOLDER / "README.md", tmp_path)
     monkeypatch.setattr(study, "FOLDER", tmp_path)
     monkeypatch.setattr(study, "LOSSES", ("softmax", "arcface"))
+    monkeypatch.setattr(study_figures, "LOSSES", {loss: study_figures.LOSSES[loss] for loss in study.LOSSES})
     monkeypatch.setattr(study, "RECIPES", {"mnist": replace(study.RECIPES["mnist"], epochs=1, batch_size=100)})
     monkeypatch.setattr(study, "SEEDS", {"mnist": 2})
     monkeypatch.setattr(study, "SCALES", (8, 64))
@@ -132,6 +133,17 @@ def test_a_collapsed_run_is_recorded_as_such(tmp_path, monkeypatch):
     whole = record | {"test_accuracy": 0.5, "angles": {"w_ec": 10.0}, "margin": 0.0}
     assert "collapsed" in study_figures.draw_grid([record, whole])._suptitle.get_text()
     assert "collapsed" in study_figures.tuning_table({"arcface": [record, whole]})
+
+
+def test_only_seeds_that_every_loss_has_are_compared(tmp_path):
+    for loss in study_figures.LOSSES:
+        for seed in range(1 if loss == "cosface" else 2):
+            record = {"loss": loss, "seed": seed, "split": None}
+            (tmp_path / f"losses-cifar10-{loss}-seed{seed}.json").write_text(json.dumps(record))
+    found = study_figures.compared(tmp_path, "losses", "cifar10")
+    assert {loss: [run["seed"] for run in runs] for loss, runs in found.items()} == {loss: [0] for loss in study_figures.LOSSES}
+    (tmp_path / "losses-cifar10-cosface-seed0.json").unlink()
+    assert not study_figures.compared(tmp_path, "losses", "cifar10")
 
 
 def test_an_unknown_data_set_ends_with_status_2(capsys):
