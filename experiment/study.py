@@ -125,15 +125,15 @@ def measure(task: Task, source: Data, checkpoint: Path, device: torch.device, pr
 
 def evaluate(task: Task, trained: Trained, source: Data, whole: Data, precision: str) -> tuple[dict, dict]:
     """What a task asks of its trained network. source: what it was trained on; whole: all classes."""
+    accuracy = {"test_accuracy": trained.history[-1]["test_accuracy"]}
+    if task.part == "tuning":
+        return accuracy, {}
     network, head = trained.network, trained.head
     train, test = (
         (evaluation.embed(network, images, precision), labels)
         for images, labels in ((source.train_images, source.train_labels), (source.test_images, source.test_labels))
     )
-    record = {
-        "test_accuracy": trained.history[-1]["test_accuracy"],
-        "angles": evaluation.angle_statistics(head.weight, train, test),
-    }
+    record = accuracy | {"angles": evaluation.angle_statistics(head.weight, train, test)}
     arrays = {}
     if task.part == "losses" and task.loss in ("softmax", "arcface"):
         means = torch.stack([train[0][train[1] == k].mean(dim=0) for k in range(len(source.classes))])
