@@ -87,19 +87,17 @@ def settings(record: dict) -> list[str]:
 
 
 def tuning_table(tuning: dict[str, list[dict]]) -> str:
-    """All short runs, the chosen ones in bold."""
-    rows = []
+    """All short runs, the chosen one of a loss in bold once as many have been made for it as for any other."""
+    rows, budget = [], max(map(len, tuning.values()))
     for loss, runs in tuning.items():
         best = max(runs, key=lambda record: record["test_accuracy"] or 0)
         cells = []
         for record in sorted(runs, key=lambda r: (r["scale"] or 0, r["margin"] or 0, r["head_lr"])):
             result = "collapsed" if record["test_accuracy"] is None else f"{100 * record['test_accuracy']:.2f}"
             text = f"{' / '.join(settings(record))}: {result}"
-            cells.append(f"**{text}**" if record is best else text)
+            cells.append(f"**{text}**" if record is best and len(runs) == budget else text)
         rows.append([LOSSES[loss][0], *cells])
-    return records.markdown(
-        ["s / margin / head learning rate: validation accuracy, %", *[""] * max(map(len, tuning.values()))], rows
-    )
+    return records.markdown(["s / margin / head learning rate: validation accuracy, %", *[""] * budget], rows)
 
 
 def differences(losses: dict[str, list[dict]], loss: str) -> list[float]:
