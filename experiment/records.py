@@ -96,9 +96,9 @@ def interval(values: list[float]) -> tuple[float, float]:
 
 
 def cell(values: list[float], digits: int) -> str:
-    """A mean with its interval, to so many digits."""
+    """A mean with its interval, to so many digits; a single value has none."""
     mean, half = interval(values)
-    return f"{mean:.{digits}f} ± {half:.{digits}f}"
+    return f"{mean:.{digits}f} ± {half:.{digits}f}" if len(values) > 1 else f"{mean:.{digits}f}"
 
 
 def markdown(head: list[str], rows: list[list[str]]) -> str:
