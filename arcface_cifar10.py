@@ -50,14 +50,16 @@ class Network(nn.Module):
 # --- the recipe, tuned on the last 5,000 training images -----------------------------------------
 
 
-SIZES = (20, 24, 28)  # in each third of the training: the whole image, shrunk; at the end a crop at full resolution
+def augment(
+    images: Tensor, flip: Tensor, progress: float, generator: torch.Generator, shift: int = 3, sizes: tuple = (20, 24, 28, 32)
+) -> Tensor:
+    """Shift by up to ``shift`` pixels, mirror half of the images, the other half in the next epoch, and make them small.
 
-
-def augment(images: Tensor, flip: Tensor, progress: float, generator: torch.Generator) -> Tensor:
-    """Shift by up to 2 pixels, mirror half of the images, the other half in the next epoch, and make them small."""
-    x = to_float(shift_and_flip(images, 2, flip, generator))
-    size = SIZES[int(3 * progress)]
-    if size == SIZES[-1]:
+    Each of ``sizes`` has an equal part of the training: the whole image, shrunk; the last one is a crop at full resolution.
+    """
+    x = to_float(shift_and_flip(images, shift, flip, generator))
+    size = sizes[int(len(sizes) * progress)]
+    if size == sizes[-1]:
         edge = (x.shape[2] - size) // 2
         return x[:, :, edge : edge + size, edge : edge + size].contiguous(memory_format=torch.channels_last)
     return F.interpolate(x, (size, size), mode="bilinear", antialias=True)
@@ -68,7 +70,7 @@ RECIPE = Recipe(
     network=Network,
     augment=augment,
     learning_rates={"filters": 0.12, "others": 0.2, "head": 0.5, "linear head": 0.02},
-    epochs=12,
+    epochs=16,
     batch_size=500,
     embedding_size=256,
     scale=6.0,
