@@ -89,6 +89,7 @@ def test_a_small_study_is_run_once_and_drawn(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(study_figures, "LOSSES", {loss: study_figures.LOSSES[loss] for loss in study.LOSSES})
     monkeypatch.setattr(study, "RECIPES", {"mnist": replace(study.RECIPES["mnist"], epochs=1, batch_size=100)})
     monkeypatch.setattr(study, "SEEDS", {"mnist": 2})
+    monkeypatch.setattr(study_figures, "LEARNT", 0.0)
     monkeypatch.setattr(study, "SCALES", (8, 64))
     monkeypatch.setattr(study, "GRID_MARGINS", [0.0])
     monkeypatch.setattr(data, "VALIDATION", 100)
@@ -133,6 +134,20 @@ def test_a_collapsed_run_is_recorded_as_such(tmp_path, monkeypatch):
     whole = record | {"test_accuracy": 0.5, "angles": {"w_ec": 10.0}, "margin": 0.0}
     assert "collapsed" in study_figures.draw_grid([record, whole])._suptitle.get_text()
     assert "collapsed" in study_figures.tuning_table({"arcface": [record, whole]})
+
+
+def test_a_split_on_which_a_run_collapsed_is_named_and_not_drawn():
+    def run(split, seed, accuracy):
+        figures = dict.fromkeys(("accuracy", "eer", "tar_1", "tar_01"), 0.25 * (1 + split + seed))
+        return {"split": split, "seed": seed, "test_accuracy": accuracy} | ({"verification": figures} if accuracy else {})
+
+    fine = [run(split, seed, 0.9) for seed in (0, 1) for split in (0, 1)]
+    unseen = {"softmax": fine, "arcface": [run(0, 0, 0.4), *fine[1:]], "cm1": [run(0, 0, None), fine[1], run(0, 1, 0.2), fine[3]]}
+    drawn = study_figures.learnt_by_all(unseen)
+    assert list(drawn) == list(unseen) and all([record["split"] for record in runs] == [1, 1] for runs in drawn.values())
+    softmax, arcface, cm1 = study_figures.unseen_table(unseen).splitlines()[2:]
+    assert softmax.startswith("| softmax | 37.5 ± 158.8 | 62.5 ± 158.8 |")
+    assert arcface.startswith("| ArcFace | 50.0 (1 collapsed) | 62.5 ± 158.8 |") and cm1.startswith("| CM1 | collapsed | 62.5 ±")
 
 
 def test_only_seeds_that_every_loss_has_are_compared(tmp_path):
