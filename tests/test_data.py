@@ -13,7 +13,7 @@ import torch
 from torchvision import datasets
 
 import arcface_cifar10
-from experiment import data
+from experiment import data, study
 from experiment.records import Problem
 
 IMAGES, LABELS = 3, 3
@@ -196,11 +196,21 @@ def test_affine_without_freedom_changes_nothing():
     assert torch.allclose(data.random_affine(images, 0, 0, 0, 0, torch.Generator()), images, atol=1e-6)
 
 
-def test_cifar10_images_are_shrunk_and_then_cropped():
+def test_cifar10_images_are_shrunk_and_end_at_full_size():
     images = torch.randint(256, (6, 32, 32, 3), dtype=torch.uint8)
     flip, generator = torch.zeros(6, dtype=torch.bool), torch.Generator()
-    sizes = [arcface_cifar10.augment(images, flip, progress, generator).shape[2] for progress in (0.0, 0.5, 0.99)]
+    sizes = [arcface_cifar10.augment(images, flip, progress, generator).shape[2] for progress in (0.0, 0.25, 0.5, 0.99)]
+    assert sizes == [20, 24, 28, 32]
+    last = arcface_cifar10.augment(images, flip, 0.99, generator.manual_seed(0))
+    assert torch.equal(last, data.to_float(data.shift_and_flip(images, 3, flip, generator.manual_seed(0))))
+
+
+def test_the_study_s_cifar10_images_are_shrunk_and_then_cropped():
+    images = torch.randint(256, (6, 32, 32, 3), dtype=torch.uint8)
+    flip, generator = torch.zeros(6, dtype=torch.bool), torch.Generator()
+    augment = study.RECIPES["cifar10"].augment
+    sizes = [augment(images, flip, progress, generator).shape[2] for progress in (0.0, 0.5, 0.99)]
     assert sizes == [20, 24, 28]
-    cropped = arcface_cifar10.augment(images, flip, 0.99, generator.manual_seed(0))
+    cropped = augment(images, flip, 0.99, generator.manual_seed(0))
     whole = data.to_float(data.shift_and_flip(images, 2, flip, generator.manual_seed(0)))
     assert torch.equal(cropped, whole[:, :, 2:30, 2:30])
