@@ -45,7 +45,7 @@ def compared(folder: Path, part: str, dataset: str) -> dict[str, list[dict]]:
 
 def learnt_by_all(runs: dict[str, list[dict]]) -> dict[str, list[dict]]:
     """Of these records those of the splits on which no run collapsed: to leave out one run alone would compare unlike splits."""
-    lost = {record["split"] for records in runs.values() for record in records if not finished([record])}
+    lost = {record["split"] for records in runs.values() for record in records if collapsed(record)}
     return {loss: left for loss, records in runs.items() if (left := [r for r in records if r["split"] not in lost])}
 
 
@@ -100,7 +100,7 @@ def tuning_table(tuning: dict[str, list[dict]]) -> str:
         best = max(runs, key=lambda record: record["test_accuracy"] or 0)
         cells = []
         for record in sorted(runs, key=lambda r: (r["scale"] or 0, r["margin"] or 0, r["head_lr"])):
-            result = "collapsed" if record["test_accuracy"] is None else f"{100 * record['test_accuracy']:.2f}"
+            result = "collapsed" if collapsed(record) else f"{100 * record['test_accuracy']:.2f}"
             text = f"{' / '.join(settings(record))}: {result}"
             cells.append(f"**{text}**" if record is best and len(runs) == budget else text)
         rows.append([LOSSES[loss][0], *cells])
@@ -109,13 +109,18 @@ def tuning_table(tuning: dict[str, list[dict]]) -> str:
 
 def differences(losses: dict[str, list[dict]], loss: str) -> list[float]:
     """Test accuracy minus ArcFace's of the same seed, in percentage points, over the seeds that both have."""
-    arcface = {record["seed"]: record["test_accuracy"] for record in losses["arcface"]}
+    arcface = {record["seed"]: record["test_accuracy"] for record in finished(losses["arcface"])}
     return [100 * (r["test_accuracy"] - arcface[r["seed"]]) for r in finished(losses[loss]) if r["seed"] in arcface]
 
 
+def collapsed(record: dict) -> bool:
+    """Whether the training loop stopped the run, or it ended below LEARNT on its own classes."""
+    return record["test_accuracy"] is None or record["test_accuracy"] < LEARNT
+
+
 def finished(runs: list[dict]) -> list[dict]:
-    """The runs that did not collapse: neither stopped by the training loop, nor below LEARNT on their own classes."""
-    return [record for record in runs if record["test_accuracy"] is not None and record["test_accuracy"] >= LEARNT]
+    """The runs that did not collapse."""
+    return [record for record in runs if not collapsed(record)]
 
 
 def losses_table(losses: dict[str, list[dict]]) -> str:
@@ -300,9 +305,9 @@ def draw_grid(runs: list[dict]) -> plt.Figure:
         axis.set(xticks=range(len(margins)), xticklabels=[f"{m:g}" for m in margins], xlabel="margin m in radians")
         axis.set(yticks=range(len(scales)), yticklabels=[f"{s:g}" for s in scales], ylabel="scale s", title=title)
         axis.grid(False)
-    collapsed = "; ×: training collapsed" if len(finished(runs)) < len(runs) else ""
+    lost = "; ×: training collapsed" if len(finished(runs)) < len(runs) else ""
     epochs = f"{runs[0]['epochs']} epoch" + "s" * (runs[0]["epochs"] > 1)
-    figure.suptitle(f"MNIST, ArcFace after {epochs}: what scale and margin do{collapsed}", fontsize=11)
+    figure.suptitle(f"MNIST, ArcFace after {epochs}: what scale and margin do{lost}", fontsize=11)
     return figure
 
 
