@@ -111,7 +111,7 @@ def training_step(method: str) -> Callable[[], None]:
         network = arcface_cifar10.Network(256).to(memory_format=torch.channels_last)
         precision = "float32" if method == "recipe32" else choose_precision("auto", torch.device("cpu"))
         x = to_float(images)
-        optimizers = make_optimizers(arcface_cifar10.RECIPE.learning_rates, network, head)
+        optimizers = make_optimizers(arcface_cifar10.DEFAULT.learning_rates, network, head)
 
     def once() -> None:
         with autocast(x.device, precision):

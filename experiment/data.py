@@ -189,6 +189,20 @@ def shift_and_flip(images: Tensor, pixels: int, flip: Tensor, generator: torch.G
     return images[torch.arange(n, device=images.device)[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
+def random_squares(shape: tuple, side: int, generator: torch.Generator) -> Tensor:
+    """One square of ``side`` pixels in each image, wholly inside it, as a mask: bool, N × H × W.
+
+    Args:
+        shape: of the images, N × H × W and anything beyond.
+    """
+    inside = []
+    for size in shape[1:3]:
+        place = torch.arange(size, device=generator.device)
+        start = (torch.rand(shape[0], 1, generator=generator, device=generator.device) * (size - side + 1)).long()
+        inside.append((place >= start) & (place < start + side))
+    return inside[0][:, :, None] & inside[1][:, None, :]
+
+
 def random_affine(images: Tensor, degrees: float, scale: float, shear: float, shift: float, generator: torch.Generator) -> Tensor:
     """Each image rotated, scaled, sheared and moved at random; black comes in at the border.
 
@@ -224,19 +238,14 @@ def corrupt(images: Tensor, kind: str, strength: int, seed: int = 0) -> Tensor:
             mean, to 1 − 0.18·strength of it; brightness: 0.12·strength of the range is added.
         strength: 0 (unchanged) to 5.
     """
-    n, height, width = images.shape[:3]
     generator = torch.Generator().manual_seed(seed)
     x = images.float().cpu() / 255
     match kind:
         case "noise":
             x += 0.08 * strength * torch.randn(x.shape, generator=generator)
         case "occlusion":
-            hidden = []
-            for size in (height, width):
-                side = round(0.15 * strength * size)
-                start = (torch.rand(n, 1, generator=generator) * (size - side + 1)).long()
-                hidden.append((torch.arange(size) >= start) & (torch.arange(size) < start + side))
-            x[hidden[0][:, :, None] & hidden[1][:, None, :]] = 0.5
+            side = round(0.15 * strength * images.shape[1])
+            x[random_squares(x.shape, side, generator)] = 0.5
         case "contrast":
             mean = x.mean(dim=(1, 2, 3), keepdim=True)
             x = mean + (1 - 0.18 * strength) * (x - mean)

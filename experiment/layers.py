@@ -41,9 +41,17 @@ def batch_norm(channels: int) -> nn.BatchNorm2d:
     return norm
 
 
-def block(in_channels: int, out_channels: int) -> list[nn.Module]:
-    """Two convolutions, each with BatchNorm and GELU; the first one halves the image."""
-    return [
-        *(Conv(in_channels, out_channels), nn.MaxPool2d(2), batch_norm(out_channels), nn.GELU()),
-        *(Conv(out_channels, out_channels), batch_norm(out_channels), nn.GELU()),
-    ]
+def block(in_channels: int, out_channels: int, residual: bool = False) -> list[nn.Module]:
+    """Two convolutions, each with BatchNorm and GELU; the first one halves the image. Three with ``residual``."""
+    first = [Conv(in_channels, out_channels), nn.MaxPool2d(2), batch_norm(out_channels), nn.GELU()]
+    second = [Conv(out_channels, out_channels), batch_norm(out_channels), nn.GELU()]
+    if residual:
+        second = [Residual(*second, Conv(out_channels, out_channels), batch_norm(out_channels)), nn.GELU()]
+    return [*first, *second]
+
+
+class Residual(nn.Sequential):
+    """Layers whose input is added to their output."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + super().forward(x)

@@ -23,9 +23,10 @@ PICTURED = 2000  # test embeddings kept for the map of the sphere
 MISTAKES = 18  # test images kept for the picture of mistakes
 
 
-def main(recipe: Recipe, description: str, argv: list[str] | None = None) -> int:
+def main(recipes: dict[str, Recipe], description: str, argv: list[str] | None = None) -> int:
     """Run a script with command-line arguments. Returns the exit status: 0, 1 (a problem) or 130 (Ctrl-C)."""
-    options = parse(recipe, description, argv)
+    options = parse(recipes, description, argv)
+    recipe = recipes[options.recipe]
 
     def work() -> None:
         if "RANK" in os.environ:  # started by torchrun
@@ -48,7 +49,7 @@ def run(recipe: Recipe, options: argparse.Namespace, command_line: str) -> None:
         torch.cuda.set_device(device)
     given = options.data is not None
     source = load_data(recipe.dataset, options.data or ROOT / "data", given)
-    out = options.out or ROOT / "figures" / folder(recipe.dataset, source.name)
+    out = options.out or ROOT / "figures" / folder(recipe.dataset, source.name, options.recipe)
     records.check_writable(out)
     settings = Settings(
         source.name,
@@ -61,6 +62,7 @@ def run(recipe: Recipe, options: argparse.Namespace, command_line: str) -> None:
         options.seed,
         device.type,
         training.choose_precision(options.precision, device),
+        options.recipe,
     )
     first = not dist.is_initialized() or dist.get_rank() == 0
     if first:
@@ -121,10 +123,15 @@ def not_real(name: str) -> str:
     return "\n".join(["", "*" * 80, *(f"*  {line:<74}  *" for line in lines), "*" * 80, ""])
 
 
-def folder(dataset: str, source: str) -> str:
-    """The name of a run's folder below figures/: mnist, cifar10, synthetic-mnist, synthetic-cifar10."""
-    name = dataset.lower().replace("-", "")
+def folder(dataset: str, source: str, recipe: str) -> str:
+    """The name of a run's folder below figures/: mnist, cifar10, cifar10-best, synthetic-mnist and so on."""
+    name = short(dataset) + ("" if recipe == "default" else f"-{recipe}")
     return f"synthetic-{name}" if source == "synthetic" else name
+
+
+def short(dataset: str) -> str:
+    """A data set's name in those of files: mnist, cifar10."""
+    return dataset.lower().replace("-", "")
 
 
 def evaluate(recipe: Recipe, settings: Settings, source: data.Data, trained: Trained) -> tuple[dict, dict]:
@@ -188,11 +195,11 @@ def summary(record: dict, name: str, out: Path) -> None:
     print(f"Pictures, run.json and the trained model.pt are in {out}")
 
 
-def load_model(path: Path | str, network: type[nn.Module]) -> tuple[nn.Module, nn.Module]:
+def load_model(path: Path | str, recipes: dict[str, Recipe]) -> tuple[nn.Module, nn.Module]:
     """A trained network and its head, in evaluation mode on the CPU, from a run's model.pt.
 
     Args:
-        path: the file. network: the class ``Network`` of the script that wrote it.
+        path: the file. recipes: ``RECIPES`` of the script that wrote it.
 
     Raises:
         Problem: it is damaged, or not such a file.
@@ -200,24 +207,33 @@ def load_model(path: Path | str, network: type[nn.Module]) -> tuple[nn.Module, n
     saved = records.load_torch(Path(path))
     try:
         settings = Settings(**saved["settings"])
-        model, head = network(settings.embedding_size), training.make_head(settings, 10)
+        model, head = recipes[settings.recipe].network(settings.embedding_size), training.make_head(settings, 10)
         model.load_state_dict(saved["network"])
         head.load_state_dict(saved["head"])
     except (KeyError, TypeError, RuntimeError) as error:
-        raise Problem(f"{path} does not hold a model of {network.__module__}. Train one with {network.__module__}.py.") from error
+        script = f"arcface_{short(recipes['default'].dataset)}.py"
+        raise Problem(f"{path} does not hold a model of {script}. Train one with it.") from error
     return model.eval(), head.eval()
 
 
 # --- the command line ----------------------------------------------------------------------------
 
 
-def parse(recipe: Recipe, description: str, argv: list[str] | None) -> argparse.Namespace:
+def parse(recipes: dict[str, Recipe], description: str, argv: list[str] | None) -> argparse.Namespace:
     """The options of both scripts, checked; a bad one ends the program with exit status 2."""
+    chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    chooser.add_argument("--recipe", choices=recipes, default="default", help="the defaults of all other options, and the "
+        "network: best takes far longer and gains a little")  # fmt: skip
+    name = chooser.parse_known_args(argv)[0].recipe
+    recipe = recipes[name]
     parser = argparse.ArgumentParser(
-        description=description.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
+        description=description.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+        parents=[chooser],
     )
     add = parser.add_argument
-    name = folder(recipe.dataset, recipe.dataset)
+    name = folder(recipe.dataset, recipe.dataset, name)
     add("--data", type=Path, metavar="DIR", help="torchvision root that holds, or will hold, the data set (default: data/ "
         "beside the script), or 'synthetic' for the built-in stand-in", default=argparse.SUPPRESS)  # fmt: skip
     add("--out", type=Path, metavar="DIR", help=f"folder of the run (default: figures/{name}/ beside the script)",
@@ -282,4 +298,4 @@ def real(low: float, high: float):
 def command(recipe: Recipe, argv: list[str]) -> str:
     """The command line that repeats this run from its beginning."""
     argv = [word for word in argv if word != "--resume"]
-    return shlex.join(["python", f"arcface_{folder(recipe.dataset, recipe.dataset)}.py", *argv])
+    return shlex.join(["python", f"arcface_{short(recipe.dataset)}.py", *argv])

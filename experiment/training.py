@@ -40,7 +40,7 @@ class Recipe:
     """
 
     dataset: str
-    network: type[nn.Module]
+    network: Callable[[int], nn.Module]
     augment: Callable[[Tensor, Tensor, float, torch.Generator], Tensor]
     learning_rates: dict[str, float]
     epochs: int
@@ -65,6 +65,7 @@ class Settings:
     seed: int
     device: str
     precision: str
+    recipe: str = "default"
 
 
 @dataclass

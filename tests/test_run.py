@@ -63,7 +63,7 @@ def test_default_recipe_learns_the_stand_in(script, tmp_path):
     assert (tmp_path / "run/model.pt").stat().st_size < 2e7
     assert not (tmp_path / "run/checkpoint.pt").exists()
 
-    network, head = run.load_model(tmp_path / "run/model.pt", script.Network)
+    network, head = run.load_model(tmp_path / "run/model.pt", script.RECIPES)
     found = data.synthetic("MNIST" if script is arcface_mnist else "CIFAR-10")
     with torch.no_grad():
         right = head(network(data.to_float(found.test_images))).argmax(dim=1) == found.test_labels
@@ -80,6 +80,17 @@ def test_every_loss_trains(small, tmp_path, loss):
     assert arcface_mnist.main([*SHORT, "--epochs", "4", "--loss", loss, "--out", str(tmp_path)]) == 0
     record = json.loads((tmp_path / "run.json").read_text())
     assert record["loss"] == loss and record["test_accuracy"] > 0.6
+
+
+def test_the_best_recipe_has_its_own_network_and_folder(small, tmp_path, monkeypatch, script):
+    monkeypatch.setattr(run, "ROOT", tmp_path)
+    assert script.main(["--recipe", "best", *SHORT, "--epochs", "1"]) == 0
+    (out,) = (tmp_path / "figures").iterdir()
+    assert out.name == f"synthetic-{script.__name__.removeprefix('arcface_')}-best"
+    record = json.loads((out / "run.json").read_text())
+    network, head = run.load_model(out / "model.pt", script.RECIPES)
+    assert record["recipe"] == "best" and record["parameters"] == sum(p.numel() for m in (network, head) for p in m.parameters())
+    assert record["parameters"] > 4 * sum(p.numel() for p in script.Network(record["embedding_size"]).parameters())
 
 
 def test_no_data_and_no_network_show_the_stand_in(small, tmp_path, monkeypatch, capsys):
@@ -223,8 +234,9 @@ def test_the_folder_is_checked_before_the_first_epoch(small, tmp_path, monkeypat
 
 
 def test_training_that_does_not_learn_is_stopped(small, tmp_path, monkeypatch, capsys):
-    frozen = dict.fromkeys(arcface_mnist.RECIPE.learning_rates, 0.0)
-    monkeypatch.setattr(arcface_mnist, "RECIPE", replace(arcface_mnist.RECIPE, learning_rates=frozen))
+    recipe = arcface_mnist.DEFAULT
+    frozen = replace(recipe, learning_rates=dict.fromkeys(recipe.learning_rates, 0.0))
+    monkeypatch.setattr(arcface_mnist, "RECIPES", {"default": frozen})
     arguments = [*SHORT, "--epochs", "10", "--scale", "64", "--margin", "1", "--out", str(tmp_path)]
     assert arcface_mnist.main(arguments) == 1
     error = capsys.readouterr().err
@@ -252,10 +264,11 @@ USAGE = [
     *(["--embedding-size", bad] for bad in ("1", "0", "-2", "4097", "1.5", "d")),
     *(["--loss", bad] for bad in ("", "triplet", "ArcFace")),
     *(["--device", bad] for bad in ("gpu", "tpu", "")),
+    *(["--recipe", bad] for bad in ("fast", "")),
     *(["--precision", bad] for bad in ("float16", "16", "")),
     *(["--loss", loss, "--margin", "0.2"] for loss in ("softmax", "norm-softmax", "cm1")),
     ["--loss", "sphereface", "--margin", "0"],
-    *([option] for option in ("--data", "--out", "--epochs", "--recipe-file", "--epoch", "mnist")),
+    *([option] for option in ("--data", "--out", "--epochs", "--recipe", "--recipe-file", "--epoch", "mnist")),
 ]
 
 
@@ -280,7 +293,7 @@ class Evil:
 
 SETTINGS = {
     **{"dataset": "synthetic", "loss": "arcface", "scale": 8.0, "margin": 0.1, "embedding_size": 128, "epochs": 2},
-    **{"batch_size": 100, "seed": 0, "device": "cpu", "precision": "float32"},
+    **{"batch_size": 100, "seed": 0, "device": "cpu", "precision": "float32", "recipe": "default"},
 }
 PROBLEMS = {
     "out is a file": (["--out", "a-file"], "a-file is a file"),
@@ -292,6 +305,7 @@ PROBLEMS = {
     "checkpoint of another data set": (["--resume", "--out", "dataset"], "dataset MNIST (now synthetic)"),
     "checkpoint of another embedding size": (["--resume", "--out", "size"], "embedding_size 64 (now 128)"),
     "checkpoint of another loss": (["--resume", "--out", "loss"], "loss cosface (now arcface)"),
+    "checkpoint of another recipe": (["--resume", "--out", "recipe"], "recipe best (now default)"),
     "checkpoint truncated": (["--resume", "--out", "truncated"], "checkpoint.pt"),
     "checkpoint empty": (["--resume", "--out", "empty"], "checkpoint.pt"),
     "checkpoint is text": (["--resume", "--out", "text"], "checkpoint.pt"),
@@ -314,6 +328,7 @@ def bad_files(tmp_path, monkeypatch, small):
         "dataset": checkpoint_of(SETTINGS | {"dataset": "MNIST"}),
         "size": checkpoint_of(SETTINGS | {"embedding_size": 64}),
         "loss": checkpoint_of(SETTINGS | {"loss": "cosface"}),
+        "recipe": checkpoint_of(SETTINGS | {"recipe": "best"}),
         "truncated": checkpoint_of(SETTINGS),
         "malicious": {"settings": SETTINGS, "model": Evil()},
         "other": {"weights": torch.zeros(3)},
@@ -346,7 +361,7 @@ def test_problems_end_with_one_line_and_status_1(name, bad_files, capsys):
 def test_bad_models_and_records_are_named(tmp_path):
     torch.save({"settings": SETTINGS, "network": {}, "head": {}}, tmp_path / "model.pt")
     with pytest.raises(records.Problem, match="does not hold a model of arcface_mnist"):
-        run.load_model(tmp_path / "model.pt", arcface_mnist.Network)
+        run.load_model(tmp_path / "model.pt", arcface_mnist.RECIPES)
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(records.Problem, match=r"run\.json cannot be read"):
         figures.draw_run(tmp_path)

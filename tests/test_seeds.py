@@ -57,12 +57,21 @@ def test_each_seed_is_run_once(tmp_path, monkeypatch, capsys):
     assert "| MNIST | 3 | **99.00 ± 0.00** |" in capsys.readouterr().out
 
 
-def finished(root, dataset="synthetic"):
+def test_the_best_recipe_has_a_folder_and_a_row_of_its_own(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(seeds, "ROOT", tmp_path)
+    monkeypatch.setattr(seeds.subprocess, "run", finished(tmp_path, dataset="CIFAR-10", folder="cifar10-best"))
+    assert seeds.main(["cifar10-best", "--seeds", "2"]) == 0
+    assert [record["seed"] for record in records.load_json(tmp_path / "figures/cifar10-best/seeds.json")] == [0, 1]
+    assert "| CIFAR-10, --recipe best | 2 | **99.00 ± 0.00** |" in capsys.readouterr().out
+
+
+def finished(root, dataset="synthetic", folder="mnist"):
     """Stands in for subprocess.run: leaves the record that a script would leave."""
 
     def run_script(command, cwd):
+        assert ("--recipe best" in " ".join(map(str, command))) == folder.endswith("-best")
         seed = int(command[command.index("--seed") + 1]) if "--seed" in command else 0
-        out = root / (command[command.index("--out") + 1] if "--out" in command else "figures/mnist")
+        out = root / (command[command.index("--out") + 1] if "--out" in command else f"figures/{folder}")
         out.mkdir(parents=True, exist_ok=True)
         record = {"dataset": dataset, "seed": seed, "history": [], "test_accuracy": 0.99, "test_accuracy_tta": None}
         record |= {"train_seconds": 1.0, "angles": {"intra_test": 10.0}, "device_name": "a CPU", "precision": "float32"}
