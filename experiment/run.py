@@ -224,8 +224,8 @@ def parse(recipes: dict[str, Recipe], description: str, argv: list[str] | None) 
     chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     chooser.add_argument("--recipe", choices=recipes, default="default", help="the defaults of all other options, and the "
         "network: best takes far longer and gains a little")  # fmt: skip
-    name = chooser.parse_known_args(argv)[0].recipe
-    recipe = recipes[name]
+    chosen = chooser.parse_known_args(argv)[0].recipe
+    recipe = recipes[chosen]
     parser = argparse.ArgumentParser(
         description=description.splitlines()[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -233,7 +233,7 @@ def parse(recipes: dict[str, Recipe], description: str, argv: list[str] | None) 
         parents=[chooser],
     )
     add = parser.add_argument
-    name = folder(recipe.dataset, recipe.dataset, name)
+    name = folder(recipe.dataset, recipe.dataset, chosen)
     add("--data", type=Path, metavar="DIR", help="torchvision root that holds, or will hold, the data set (default: data/ "
         "beside the script), or 'synthetic' for the built-in stand-in", default=argparse.SUPPRESS)  # fmt: skip
     add("--out", type=Path, metavar="DIR", help=f"folder of the run (default: figures/{name}/ beside the script)",
