@@ -25,7 +25,7 @@ from experiment.records import ROOT
 from experiment.training import LOSSES, Diverged, Recipe, Settings, Trained
 
 FOLDER = ROOT / "figures" / "study"
-RECIPES = {  # fewer epochs than the scripts, and for CIFAR-10 fewer pixels: about half of the arithmetic
+RECIPES = {  # fewer epochs than the scripts, and for CIFAR-10 fewer pixels: about two thirds of the arithmetic
     "mnist": replace(arcface_mnist.DEFAULT, epochs=6),
     "cifar10": replace(arcface_cifar10.DEFAULT, epochs=12, augment=partial(arcface_cifar10.augment, shift=2, sizes=(20, 24, 28))),
 }
