@@ -58,6 +58,7 @@ DEFAULT = Recipe(
     margins={"arcface": 0.1, "cosface": 0.1, "sphereface": 1.1},
     views_at_test=False,
 )
+# The default's settings in a larger network, for longer; not tuned.
 BEST = replace(DEFAULT, network=partial(Network, widths=(64, 128, 256), residual=True), epochs=30)
 RECIPES = {"default": DEFAULT, "best": BEST}
 
