@@ -1,6 +1,6 @@
 """CIFAR-10 with the ArcFace loss: python arcface_cifar10.py [--help]
 
-Test accuracy 92.75 ± 0.37% (93.69 ± 0.17% with test-time augmentation) in 580 ± 16 s of training: means of 5
+Test accuracy 93.57 ± 0.27% (94.41 ± 0.27% with test-time augmentation) in 691 ± 6 s of training: means of 3
 seeds with 95% intervals, on two cores of an AMD EPYC in bfloat16 (figures/cifar10/seeds.json).
 """
 
@@ -24,10 +24,10 @@ class Network(nn.Module):
     """Images, N × 3 × H × W in [0, 1], to embeddings, N × d. Any image size from 16 up to 32 and beyond.
 
     After K. Jordan, "94% on CIFAR-10 in 3.29 seconds", 2024, https://arxiv.org/abs/2404.00498: a fixed
-    whitening layer, then three blocks of two convolutions, or of three with a residual connection.
+    whitening layer, then three blocks of three convolutions with a residual connection, or of two without.
     """
 
-    def __init__(self, embedding_size: int, widths: tuple[int, int, int] = (64, 256, 256), residual: bool = False):
+    def __init__(self, embedding_size: int, widths: tuple[int, int, int] = (64, 256, 256), residual: bool = True):
         super().__init__()
         self.register_buffer("mean", torch.tensor([0.4914, 0.4822, 0.4465]).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor([0.2470, 0.2435, 0.2616]).view(1, 3, 1, 1))
@@ -59,7 +59,7 @@ def augment(
     progress: float,
     generator: torch.Generator,
     shift: int = 3,
-    hidden: int = 0,
+    hidden: int = 5,
     sizes: tuple = (20, 24, 28, 32),
 ) -> Tensor:
     """Shift by up to ``shift`` pixels, mirror half of the images, the other half in the next epoch, and make them small.
@@ -81,9 +81,9 @@ DEFAULT = Recipe(
     dataset="CIFAR-10",
     network=Network,
     augment=augment,
-    learning_rates={"filters": 0.12, "others": 0.2, "head": 0.5, "linear head": 0.02},
-    epochs=16,
-    batch_size=500,
+    learning_rates={"filters": 0.24, "others": 0.4, "head": 1.0, "linear head": 0.04},
+    epochs=15,
+    batch_size=2000,
     embedding_size=256,
     scale=6.0,
     margins={"arcface": 0.1, "cosface": 0.1, "sphereface": 1.1},
@@ -92,9 +92,11 @@ DEFAULT = Recipe(
 # Width, depth, shift and hidden square after airbench96, by the author cited above; not tuned here.
 BEST = replace(
     DEFAULT,
-    network=partial(Network, widths=(128, 384, 512), residual=True),
+    network=partial(Network, widths=(128, 384, 512)),
     augment=partial(augment, shift=4, hidden=12),
+    learning_rates={"filters": 0.12, "others": 0.2, "head": 0.5, "linear head": 0.02},
     epochs=36,
+    batch_size=500,  # a batch of 2,000 would need more memory than many machines have
 )
 RECIPES = {"default": DEFAULT, "best": BEST}
 

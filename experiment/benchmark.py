@@ -31,7 +31,7 @@ from experiment import figures, records
 from experiment.data import to_float
 from experiment.evaluation import autocast
 from experiment.figures import BLUE, GREEN, GREY, ORANGE, STYLE
-from experiment.layers import Conv
+from experiment.layers import Conv, Residual
 from experiment.records import ROOT, Problem
 from experiment.training import choose_precision, keep_memory, make_optimizers
 
@@ -83,14 +83,19 @@ class Plain(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.layers = nn.Sequential(nn.Conv2d(3, 24, 2), nn.GELU())
-        for module in arcface_cifar10.Network(256).features:
-            if isinstance(module, Conv):
-                module = nn.Conv2d(module.in_channels, len(module.weight), 3, padding=1, bias=False)
-            elif isinstance(module, nn.BatchNorm2d):
-                module = nn.BatchNorm2d(module.num_features)
-            self.layers.append(module)
+        self.layers = nn.Sequential(nn.Conv2d(3, 24, 2), nn.GELU(), *map(self.plain, arcface_cifar10.Network(256).features))
         self.embedding = nn.Linear(256, 256)
+
+    def plain(self, module: nn.Module) -> nn.Module:
+        """PyTorch's own layer in place of one of experiment/layers.py."""
+        match module:
+            case Conv():
+                return nn.Conv2d(module.in_channels, len(module.weight), 3, padding=1, bias=False)
+            case nn.BatchNorm2d():
+                return nn.BatchNorm2d(module.num_features)
+            case Residual():
+                return Residual(*map(self.plain, module))
+        return module
 
     def forward(self, x: Tensor) -> Tensor:
         return self.embedding(self.layers(x).amax(dim=(2, 3)))

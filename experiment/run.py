@@ -223,7 +223,7 @@ def parse(recipes: dict[str, Recipe], description: str, argv: list[str] | None) 
     """The options of both scripts, checked; a bad one ends the program with exit status 2."""
     chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     chooser.add_argument("--recipe", choices=recipes, default="default", help="the defaults of all other options, and the "
-        "network: best takes far longer and gains a little")  # fmt: skip
+        "network: that of best is larger and takes far longer")  # fmt: skip
     chosen = chooser.parse_known_args(argv)[0].recipe
     recipe = recipes[chosen]
     parser = argparse.ArgumentParser(

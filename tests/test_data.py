@@ -201,20 +201,21 @@ def test_cifar10_images_are_shrunk_and_end_at_full_size():
     flip, generator = torch.zeros(6, dtype=torch.bool), torch.Generator()
     sizes = [arcface_cifar10.augment(images, flip, progress, generator).shape[2] for progress in (0.0, 0.25, 0.5, 0.99)]
     assert sizes == [20, 24, 28, 32]
-    last = arcface_cifar10.augment(images, flip, 0.99, generator.manual_seed(0))
+    last = arcface_cifar10.augment(images, flip, 0.99, generator.manual_seed(0), hidden=0)
     assert torch.equal(last, data.to_float(data.shift_and_flip(images, 3, flip, generator.manual_seed(0))))
 
 
-def test_the_best_recipe_hides_a_grey_square_of_each_image():
+@pytest.mark.parametrize(("recipe", "side"), [("default", 5), ("best", 12)])
+def test_cifar10_hides_a_grey_square_of_each_image(recipe, side):
     images, flip = torch.full((50, 32, 32, 3), 7, dtype=torch.uint8), torch.zeros(50, dtype=torch.bool)
-    x = arcface_cifar10.BEST.augment(images, flip, 0.99, torch.Generator().manual_seed(0))
+    x = arcface_cifar10.RECIPES[recipe].augment(images, flip, 0.99, torch.Generator().manual_seed(0))
     assert x.shape == (50, 3, 32, 32) and set(x.unique().tolist()) == set((torch.tensor([7.0, 128.0]) / 255).tolist())
     hidden = (x > 0.1).all(dim=1)
-    assert (hidden.sum(dim=(1, 2)) == 12 * 12).all()
-    for axis in (1, 2):  # a square: twelve rows and twelve columns, side by side, and not always the same ones
+    assert (hidden.sum(dim=(1, 2)) == side * side).all()
+    for axis in (1, 2):  # a square: as many rows as columns, side by side, and not always the same ones
         line = hidden.any(dim=axis)
         first = line.int().argmax(dim=1)
-        assert (line.sum(dim=1) == 12).all() and line[torch.arange(50), first + 11].all() and len(first.unique()) > 5
+        assert (line.sum(dim=1) == side).all() and line[torch.arange(50), first + side - 1].all() and len(first.unique()) > 5
 
 
 def test_the_study_s_cifar10_images_are_shrunk_and_then_cropped():
