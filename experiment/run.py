@@ -50,6 +50,8 @@ def run(recipe: Recipe, options: argparse.Namespace, command_line: str) -> None:
     given = options.data is not None
     source = load_data(recipe.dataset, options.data or ROOT / "data", given)
     out = options.out or ROOT / "figures" / folder(recipe.dataset, source.name, options.recipe)
+    if out.is_relative_to(Path.cwd()):
+        out = out.relative_to(Path.cwd())  # as it is shown
     records.check_writable(out)
     settings = Settings(
         source.name,

@@ -100,8 +100,10 @@ def test_no_data_and_no_network_show_the_stand_in(small, tmp_path, monkeypatch, 
 
     monkeypatch.setattr(data, "download", fail)
     monkeypatch.setattr(run, "ROOT", tmp_path)
+    monkeypatch.chdir(tmp_path)
     assert arcface_mnist.main(SHORT[2:]) == 0
-    assert "THIS IS NOT MNIST" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "THIS IS NOT MNIST" in printed and printed.endswith("are in figures/synthetic-mnist\n")
     assert (tmp_path / "figures/synthetic-mnist/run.json").exists() and not (tmp_path / "figures/mnist").exists()
     assert arcface_mnist.main([*SHORT[2:], "--data", str(tmp_path / "nothing")]) == 1
 
