@@ -287,7 +287,7 @@ def draw_accuracy() -> plt.Figure:
             error = [100 * (1 - entry["test_accuracy"]) for entry in history]
             axes.loglog(seconds, error, marker=marker, markersize=4, color=colour, label=f"{name}: {100 - error[-1]:.2f}%")
     axes.set(xlabel="seconds of training", ylabel="test error in %", title="Test error against time, seed 0")
-    for axis, ticks in ((axes.xaxis, (10, 20, 50, 100, 200, 500, 1000)), (axes.yaxis, (0.5, 1, 2, 5, 10, 20, 50))):
+    for axis, ticks in ((axes.xaxis, (10, 20, 50, 100, 200, 500, 1000, 2000, 5000)), (axes.yaxis, (0.5, 1, 2, 5, 10, 20, 50))):
         axis.set_major_locator(FixedLocator(ticks))
         axis.set_major_formatter("{x:g}")
         axis.set_minor_locator(NullLocator())
