@@ -49,9 +49,8 @@ def run(recipe: Recipe, options: argparse.Namespace, command_line: str) -> None:
         torch.cuda.set_device(device)
     given = options.data is not None
     source = load_data(recipe.dataset, options.data or ROOT / "data", given)
-    out = options.out or ROOT / "figures" / folder(recipe.dataset, source.name, options.recipe)
-    if out.is_relative_to(Path.cwd()):
-        out = out.relative_to(Path.cwd())  # as it is shown
+    usual = ROOT / "figures" / folder(recipe.dataset, source.name, options.recipe)
+    out = options.out or (usual.relative_to(Path.cwd()) if usual.is_relative_to(Path.cwd()) else usual)
     records.check_writable(out)
     settings = Settings(
         source.name,
