@@ -93,10 +93,11 @@ DEFAULT = Recipe(
 BEST = replace(
     DEFAULT,
     network=partial(Network, widths=(128, 384, 512)),
-    augment=partial(augment, shift=4, hidden=12),
+    augment=partial(augment, shift=4, hidden=12, sizes=(24, 28, 32)),
     learning_rates={"filters": 0.12, "others": 0.2, "head": 0.5, "linear head": 0.02},
-    epochs=40,
+    epochs=60,
     batch_size=500,  # a batch of 2,000 would need more memory than many machines have
+    hardest=0.5,
 )
 RECIPES = {"default": DEFAULT, "best": BEST}
 

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ from experiment.layers import Conv
 from experiment.records import Problem
 
 WARM_UP = 0.1  # of all steps; the learning rates rise linearly until then, and fall linearly to 0 after
+WHOLE = 2  # epochs at the start, and at the end, that consist of all images, whatever the recipe's ``hardest``
 SNAPSHOT = 10  # steps at the start, in the middle and at the end whose angles are kept
 SHOW = 10  # steps between two updates of the progress bar, the only times that the device is waited for
 
@@ -37,6 +39,8 @@ class Recipe:
     N × C × H × W in [0, 1]. flip (bool, N) names the half of the images that is mirrored in this epoch, if any are:
     the other half in the next; progress, in [0, 1), is the part of the training that is done.
     learning_rates: the peaks, as :func:`make_optimizers` names them.
+    hardest: the part of the training images that an epoch, other than the first and last two, consists of: those whose
+    loss was largest when they were last trained on. The others wait until their loss is among the largest.
     """
 
     dataset: str
@@ -49,6 +53,7 @@ class Recipe:
     scale: float
     margins: dict[str, float]
     views_at_test: bool
+    hardest: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -175,30 +180,40 @@ def train(recipe: Recipe, settings: Settings, data: Data, checkpoint: Path, resu
     parallel = DistributedDataParallel(model) if world > 1 else model
 
     history, snapshots, seconds = [], [[], [], []], 0.0
+    last_loss = torch.full((len(images),), math.inf, device=device)  # of each image, when it was last trained on
+    seen = torch.zeros(len(images), dtype=torch.int64, device=device)  # how often that was
     if resume and checkpoint.exists():
         state = load_checkpoint(checkpoint, settings, device)
         model.load_state_dict(state["model"])
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         history, snapshots, seconds = state["history"], state["snapshots"], state["seconds"]
+        last_loss, seen = state["last_loss"], state["seen"]
 
     steps = len(images) // batch_size
-    total = steps * settings.epochs
+    lengths = [steps] * settings.epochs
+    lengths[WHOLE:-WHOLE] = [max(1, round(recipe.hardest * steps))] * len(lengths[WHOLE:-WHOLE])
+    first_steps = [0, *accumulate(lengths)]
+    total = first_steps[-1]
     window = max(1, min(SNAPSHOT, total // 3))
     windows = [range(first, first + window) for first in (0, (total - window) // 2, total - window)]
-    bar = tqdm(total=total, initial=steps * len(history), unit="step", disable=rank > 0 or not sys.stderr.isatty(), leave=False)
+    quiet = rank > 0 or not sys.stderr.isatty()
+    bar = tqdm(total=total, initial=first_steps[len(history)], unit="step", disable=quiet, leave=False)
     for epoch in range(len(history), settings.epochs):
         # All randomness of an epoch follows from the seed and the epoch, so that a resumed run repeats it.
         order, noise = torch.Generator(device), torch.Generator(device)
         order.manual_seed((settings.seed << 20) + epoch)
         noise.manual_seed((settings.seed << 20) + epoch + ((rank + 1) << 40))
-        batches = torch.randperm(len(images), generator=order, device=device)[: steps * batch_size].view(steps, batch_size)
+        shuffled = torch.randperm(len(images), generator=order, device=device)
+        hardest = last_loss[shuffled].topk(lengths[epoch] * batch_size).indices
+        batches = shuffled[hardest.sort().values].view(-1, batch_size)
+        losses = torch.zeros_like(last_loss)
         sums = torch.zeros(3, device=device)  # loss, correct answers, θ to the own centre
         began, shown, right = time.perf_counter(), 0, 0.0
         model.train()
-        for step, batch in enumerate(batches, start=epoch * steps):
+        for step, batch in enumerate(batches, start=first_steps[epoch]):
             index = batch[rank::world]
-            flip = (index + epoch) % 2 == 0
+            flip = (index + seen[index]) % 2 == 0
             x, label = recipe.augment(images[index], flip, step / total, noise), labels[index]
             logits, embeddings = parallel(x, label, settings.precision)
             loss = F.cross_entropy(logits, label)
@@ -213,6 +228,7 @@ def train(recipe: Recipe, settings: Settings, data: Data, checkpoint: Path, resu
                 optimizer.zero_grad(set_to_none=True)
 
             with torch.no_grad():
+                losses[index] = F.cross_entropy(logits, label, reduction="none")
                 embeddings = embeddings.detach()
                 theta = angles_to_centres(embeddings, head.weight)
                 own = theta.gather(1, label[:, None])
@@ -222,16 +238,20 @@ def train(recipe: Recipe, settings: Settings, data: Data, checkpoint: Path, resu
                     if step in steps_kept:
                         other = theta.scatter(1, label[:, None], math.inf).amin(dim=1, keepdim=True)
                         kept.append(torch.cat([own, other], dim=1).cpu())
-            if (step + 1) % SHOW == 0 or step + 1 == (epoch + 1) * steps:
-                mean_loss, accuracy, angle = (sums / (step + 1 - epoch * steps)).tolist()
-                recent = (sums[1].item() - right) / (step + 1 - epoch * steps - shown)
+            if (step + 1) % SHOW == 0 or step + 1 == first_steps[epoch + 1]:
+                mean_loss, accuracy, angle = (sums / (step + 1 - first_steps[epoch])).tolist()
+                recent = (sums[1].item() - right) / (step + 1 - first_steps[epoch] - shown)
                 watch(mean_loss, recent, classes, step, total, settings)
                 right = sums[1].item()
                 bar.set_postfix_str(f"loss {mean_loss:.3f}, accuracy {accuracy:.2%}, θ {math.degrees(angle):.1f}°", refresh=False)
-                bar.update(step + 1 - epoch * steps - shown)
-                shown = step + 1 - epoch * steps
+                bar.update(step + 1 - first_steps[epoch] - shown)
+                shown = step + 1 - first_steps[epoch]
         elapsed = time.perf_counter() - began
         seconds += elapsed
+        if world > 1:
+            dist.all_reduce(losses)  # each process has those of its own images, and 0 for the others
+        last_loss[batches] = losses[batches]
+        seen[batches] += 1
 
         if rank == 0:
             test = embed(network, data.test_images, settings.precision)
@@ -260,6 +280,8 @@ def train(recipe: Recipe, settings: Settings, data: Data, checkpoint: Path, resu
                     "history": history,
                     "snapshots": snapshots,
                     "seconds": seconds,
+                    "last_loss": last_loss,
+                    "seen": seen,
                 },
             )
     bar.close()

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from PIL import Image
 
 import arcface_mnist
 from experiment import data, figures, records, run, training
+from experiment.layers import Conv
 from tests.conftest import same
 
 PICTURES = ["accuracy", "loss", "angles", "embedding", "centres", "confusion", "mistakes"]
@@ -154,6 +156,69 @@ def test_two_processes_train_like_one(tmp_path):
     assert two == pytest.approx(one, abs=0.03)
 
 
+# --- the hardest images --------------------------------------------------------------------------
+
+
+class Flat(torch.nn.Module):
+    """An embedding without BatchNorm: what it makes of an image does not depend on the rest of the batch."""
+
+    def __init__(self, embedding_size):
+        super().__init__()
+        self.embedding = torch.nn.Linear(28 * 28, embedding_size)
+        self.filter = Conv(1, 1)  # not used in the forward pass: Muon wants a matrix
+
+    def forward(self, x):
+        return self.embedding(x.flatten(1)) + 0 * self.filter.weight.sum()
+
+    def prepare(self, images):
+        pass
+
+
+def hard_recipe(**changes):
+    """A recipe whose third to sixth epochs are the hardest third of the images; and its settings, for 8 epochs."""
+    recipe = replace(arcface_mnist.DEFAULT, augment=lambda images, *_: data.to_float(images), hardest=1 / 3, **changes)
+    return recipe, training.Settings("synthetic", "arcface", 8.0, 0.3, 16, 8, 60, 0, "cpu", "float32")
+
+
+def test_middle_epochs_consist_of_the_images_with_the_largest_losses(tmp_path, monkeypatch):
+    """The learning rates are 0, so that each image's loss stays what the first weights make of it."""
+    recipe, settings = hard_recipe(network=Flat, learning_rates=dict.fromkeys(arcface_mnist.DEFAULT.learning_rates, 0.0))
+    monkeypatch.setattr(training, "watch", lambda *_: None)
+    source, batches = data.synthetic("MNIST", train=600, test=200), []
+    augment = lambda images, *rest: batches.append(images) or recipe.augment(images, *rest)  # noqa: E731
+    trained = training.train(replace(recipe, augment=augment), settings, source, tmp_path / "checkpoint.pt", False)
+    assert len(batches) == 10 + 10 + 4 * 3 + 10 + 10
+    with torch.no_grad():
+        embeddings = trained.network(data.to_float(source.train_images))
+        logits = trained.head(embeddings, source.train_labels)
+        losses = torch.nn.functional.cross_entropy(logits, source.train_labels, reduction="none")
+    hardest = source.train_images[losses.argsort(descending=True)[:180]]
+
+    def ordered(images):
+        return sorted(image.numpy().tobytes() for image in images)
+
+    for first in (0, 10, 32, 42):
+        assert ordered(torch.cat(batches[first : first + 10])) == ordered(source.train_images)
+    for epoch in range(4):
+        assert ordered(torch.cat(batches[20 + 3 * epoch : 23 + 3 * epoch])) == ordered(hardest)
+    assert not torch.equal(batches[20], batches[23])
+
+
+def test_each_time_an_image_is_seen_it_is_mirrored_the_other_way(tmp_path):
+    recipe, settings = hard_recipe()
+    source, seen = data.synthetic("MNIST", train=600, test=200), {}
+
+    def augment(images, flip, progress, generator):
+        for image, mirrored in zip(images, flip.tolist(), strict=True):
+            seen.setdefault(image.numpy().tobytes(), []).append(mirrored)
+        return recipe.augment(images)
+
+    training.train(replace(recipe, augment=augment), settings, source, tmp_path / "checkpoint.pt", False)
+    assert all(one != other for flips in seen.values() for one, other in pairwise(flips))
+    assert {len(flips) for flips in seen.values()} > {4, 5}  # the easy images wait, and their turn comes
+    assert 250 < sum(flips[0] for flips in seen.values()) < 350
+
+
 # --- reproducible, resumable ---------------------------------------------------------------------
 
 
@@ -184,6 +249,23 @@ def test_killed_at_any_moment_it_resumes_to_the_same_end(tmp_path):
     assert without_times(one) == without_times(two)
     one, two = (torch.load(tmp_path / name / "model.pt") for name in ("whole", "cut"))
     assert same(one["network"], two["network"]) and same(one["head"], two["head"])
+
+
+def test_a_resumed_run_goes_on_with_the_same_hardest_images(tmp_path):
+    recipe, settings = hard_recipe()
+    source, calls = data.synthetic("MNIST", train=600, test=200), []
+
+    def cut(*arguments):
+        calls.append(1)
+        if len(calls) > 10 + 10 + 3 + 2:  # in the fourth epoch
+            raise KeyboardInterrupt
+        return recipe.augment(*arguments)
+
+    whole = training.train(recipe, settings, source, tmp_path / "whole.pt", False)
+    with pytest.raises(KeyboardInterrupt):
+        training.train(replace(recipe, augment=cut), settings, source, tmp_path / "cut.pt", False)
+    resumed = training.train(recipe, settings, source, tmp_path / "cut.pt", True)
+    assert same(whole.network.state_dict(), resumed.network.state_dict())
 
 
 def test_ctrl_c_says_how_to_resume(small, tmp_path, monkeypatch, capsys):
