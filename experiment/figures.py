@@ -9,6 +9,7 @@ from sklearn.manifold import TSNE
 from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
 
 from experiment import records
+from experiment.training import WHOLE
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -64,7 +65,7 @@ def save(figure: plt.Figure, path: Path) -> None:
 def accuracy(record: dict, arrays: dict) -> plt.Figure:
     """Training and test accuracy in % against epochs."""
     figure, axes = plt.subplots()
-    for key, name, colour, marker in (("train_accuracy", "training", BLUE, "o"), ("test_accuracy", "test", ORANGE, "s")):
+    for key, name, colour, marker in (("train_accuracy", _training(record), BLUE, "o"), ("test_accuracy", "test", ORANGE, "s")):
         axes.plot(*_curve(record, key, 100), color=colour, marker=marker, markersize=4, label=name)
     last = 100 * record["test_accuracy"]
     axes.annotate(
@@ -79,7 +80,7 @@ def accuracy(record: dict, arrays: dict) -> plt.Figure:
 def loss(record: dict, arrays: dict) -> plt.Figure:
     """Training objective, margin included, on training and test images, against epochs."""
     figure, axes = plt.subplots()
-    for key, name, colour, marker in (("train_loss", "training", BLUE, "o"), ("test_loss", "test", ORANGE, "s")):
+    for key, name, colour, marker in (("train_loss", _training(record), BLUE, "o"), ("test_loss", "test", ORANGE, "s")):
         axes.plot(*_curve(record, key, 1), color=colour, marker=marker, markersize=4, label=name)
     axes.set(xlabel="epoch", ylabel="loss (nats)", title=f"{_title(record)}: the loss, margin included", ylim=(0, None))
     _epochs(axes, record)
@@ -218,6 +219,11 @@ def mistakes(record: dict, arrays: dict) -> plt.Figure:
         fontsize=11,
     )
     return figure
+
+
+def _training(record: dict) -> str:
+    part, last = record.get("hardest", 1), record["epochs"] - WHOLE
+    return "training" if part == 1 or last <= WHOLE else f"training (epochs {WHOLE + 1} to {last}: hardest {part:.0%})"
 
 
 def _curve(record: dict, key: str, factor: float) -> tuple[list[int], list[float]]:

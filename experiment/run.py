@@ -154,6 +154,7 @@ def evaluate(recipe: Recipe, settings: Settings, source: data.Data, trained: Tra
             views = accuracy(sum(weight * head(view) for weight, view in embedded), labels)
     record = asdict(settings) | {
         "parameters": sum(p.numel() for module in (network, head) for p in module.parameters()),
+        "hardest": recipe.hardest,
         "train_seconds": trained.seconds,
         "test_accuracy": accuracy(logits, labels),
         "test_accuracy_tta": views,
