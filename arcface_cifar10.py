@@ -62,7 +62,7 @@ def augment(
     hidden: int = 5,
     sizes: tuple = (20, 24, 28, 32),
 ) -> Tensor:
-    """Shift by up to ``shift`` pixels, mirror half of the images, the other half in the next epoch, and make them small.
+    """Shift by up to ``shift`` pixels, mirror each image every other time, and make them small.
 
     Each of ``sizes`` has an equal part of the training: the whole image, shrunk; the last one is a crop at full resolution.
     hidden: the side of a grey square that covers some of each image; 0 for none.

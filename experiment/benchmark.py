@@ -47,7 +47,7 @@ STEPS = {
     "loop": "plain loop, float32",
 }
 BATCH = 500
-RUNS = {"mnist": "MNIST", "cifar10": "CIFAR-10", "cifar10-best": "CIFAR-10, best"}
+RUNS = {"mnist": "MNIST", "mnist-best": "MNIST, best", "cifar10": "CIFAR-10", "cifar10-best": "CIFAR-10, best"}
 
 
 # --- what is measured ----------------------------------------------------------------------------
@@ -279,15 +279,19 @@ def draw_head(record: dict) -> plt.Figure:
 def draw_accuracy() -> plt.Figure:
     """Test accuracy against seconds of training, for the runs on disk."""
     figure, axes = plt.subplots()
-    for (folder, name), colour, marker in zip(RUNS.items(), (BLUE, ORANGE, GREEN), "os^", strict=True):
+    for (folder, name), colour, marker in zip(RUNS.items(), (BLUE, BLUE, ORANGE, ORANGE), "o^s^", strict=True):
         path = ROOT / "figures" / folder / "run.json"
         if path.exists():
             history = records.load_json(path)["history"]
             seconds = torch.tensor([entry["seconds"] for entry in history]).cumsum(0)
             error = [100 * (1 - entry["test_accuracy"]) for entry in history]
-            axes.loglog(seconds, error, marker=marker, markersize=4, color=colour, label=f"{name}: {100 - error[-1]:.2f}%")
+            line = {"color": colour, "linestyle": "--" if folder.endswith("best") else "-", "marker": marker, "markersize": 4}
+            axes.loglog(seconds, error, label=f"{name}: {100 - error[-1]:.2f}%", **line)
     axes.set(xlabel="seconds of training", ylabel="test error in %", title="Test error against time, seed 0")
-    for axis, ticks in ((axes.xaxis, (10, 20, 50, 100, 200, 500, 1000, 2000, 5000)), (axes.yaxis, (0.5, 1, 2, 5, 10, 20, 50))):
+    for axis, ticks in (
+        (axes.xaxis, (10, 20, 50, 100, 200, 500, 1000, 2000, 5000)),
+        (axes.yaxis, (0.2, 0.5, 1, 2, 5, 10, 20, 50)),
+    ):
         axis.set_major_locator(FixedLocator(ticks))
         axis.set_major_formatter("{x:g}")
         axis.set_minor_locator(NullLocator())

@@ -36,8 +36,8 @@ class Recipe:
     """What a script brings to a run: its network, augmentation and tuned settings.
 
     ``augment(images, flip, progress, generator)`` turns a batch of uint8 images, N × H × W × C, into floats,
-    N × C × H × W in [0, 1]. flip (bool, N) names the half of the images that is mirrored in this epoch, if any are:
-    the other half in the next; progress, in [0, 1), is the part of the training that is done.
+    N × C × H × W in [0, 1]. flip (bool, N) names those to mirror, if any are: about half, each of them every
+    other time that it is seen; progress, in [0, 1), is the part of the training that is done.
     learning_rates: the peaks, as :func:`make_optimizers` names them.
     hardest: the part of the training images that an epoch, other than the first and last two, consists of: those whose
     loss was largest when they were last trained on. The others wait until their loss is among the largest.

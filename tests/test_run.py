@@ -27,7 +27,7 @@ PICTURES = ["accuracy", "loss", "angles", "embedding", "centres", "confusion", "
 SHORT = ["--data", "synthetic", "--epochs", "2", "--batch-size", "100", "--device", "cpu"]
 KEYS = {
     *("dataset", "loss", "scale", "margin", "embedding_size", "epochs", "batch_size", "seed", "device", "precision"),
-    *("parameters", "train_seconds", "total_seconds", "test_accuracy", "test_accuracy_tta", "history", "angles"),
+    *("parameters", "hardest", "train_seconds", "total_seconds", "test_accuracy", "test_accuracy_tta", "history", "angles"),
     *("versions", "command", "data_md5"),
 }
 
