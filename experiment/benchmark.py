@@ -295,7 +295,7 @@ def draw_accuracy() -> plt.Figure:
         axis.set_major_locator(FixedLocator(ticks))
         axis.set_major_formatter("{x:g}")
         axis.set_minor_locator(NullLocator())
-    axes.legend(title="accuracy at the end")
+    axes.legend(title="accuracy at the end", loc="center left", bbox_to_anchor=(0, 0.6))
     return figure
 
 
