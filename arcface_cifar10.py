@@ -89,7 +89,7 @@ DEFAULT = Recipe(
     margins={"arcface": 0.1, "cosface": 0.1, "sphereface": 1.1},
     views_at_test=True,
 )
-# Width, shift, hidden square and the choice of hard images after airbench96, by the author cited above.
+# Width, shift, hidden square and the choice of hard images after airbench96, by the author cited above; not tuned here.
 BEST = replace(
     DEFAULT,
     network=partial(Network, widths=(128, 384, 512)),

@@ -1,4 +1,4 @@
-"""A recipe over several seeds: python -m experiment.seeds mnist | cifar10 | cifar10-best [--seeds 3]
+"""A recipe over several seeds: python -m experiment.seeds mnist | cifar10 | mnist-best | cifar10-best [--seeds 3]
 
 Seed 0 leaves its pictures and ``run.json`` in the folder of that name below figures/; every seed leaves its record, without the
 history, in ``seeds.json`` there. A seed that has a record is not run again, and an interrupted one is resumed.

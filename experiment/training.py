@@ -238,14 +238,15 @@ def train(recipe: Recipe, settings: Settings, data: Data, checkpoint: Path, resu
                     if step in steps_kept:
                         other = theta.scatter(1, label[:, None], math.inf).amin(dim=1, keepdim=True)
                         kept.append(torch.cat([own, other], dim=1).cpu())
-            if (step + 1) % SHOW == 0 or step + 1 == first_steps[epoch + 1]:
-                mean_loss, accuracy, angle = (sums / (step + 1 - first_steps[epoch])).tolist()
-                recent = (sums[1].item() - right) / (step + 1 - first_steps[epoch] - shown)
+            done = step + 1 - first_steps[epoch]
+            if (step + 1) % SHOW == 0 or done == len(batches):
+                mean_loss, accuracy, angle = (sums / done).tolist()
+                recent = (sums[1].item() - right) / (done - shown)
                 watch(mean_loss, recent, classes, step, total, settings)
                 right = sums[1].item()
                 bar.set_postfix_str(f"loss {mean_loss:.3f}, accuracy {accuracy:.2%}, θ {math.degrees(angle):.1f}°", refresh=False)
-                bar.update(step + 1 - first_steps[epoch] - shown)
-                shown = step + 1 - first_steps[epoch]
+                bar.update(done - shown)
+                shown = done
         elapsed = time.perf_counter() - began
         seconds += elapsed
         if world > 1:
