@@ -184,11 +184,14 @@ def train(recipe: Recipe, settings: Settings, data: Data, checkpoint: Path, resu
     seen = torch.zeros(len(images), dtype=torch.int64, device=device)  # how often that was
     if resume and checkpoint.exists():
         state = load_checkpoint(checkpoint, settings, device)
-        model.load_state_dict(state["model"])
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        history, snapshots, seconds = state["history"], state["snapshots"], state["seconds"]
-        last_loss, seen = state["last_loss"], state["seen"]
+        try:
+            history, snapshots, seconds = state["history"], state["snapshots"], state["seconds"]
+            last_loss, seen = state["last_loss"], state["seen"]
+            model.load_state_dict(state["model"])
+            for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise Problem(f"{checkpoint} is of another version of this program. Start without --resume.") from error
 
     steps = len(images) // batch_size
     lengths = [steps] * settings.epochs

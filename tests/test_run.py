@@ -368,7 +368,8 @@ def test_bad_usage_ends_with_status_2(arguments, tmp_path, monkeypatch, capsys, 
 
 
 def checkpoint_of(settings):
-    return {"settings": settings, "model": {}, "optimizers": [], "history": [], "snapshots": [], "seconds": 0.0}
+    empty = {"model": {}, "optimizers": [], "history": [], "snapshots": [], "last_loss": torch.zeros(600)}
+    return {"settings": settings, **empty, "seen": torch.zeros(600, dtype=torch.int64), "seconds": 0.0}
 
 
 class Evil:
@@ -391,6 +392,8 @@ PROBLEMS = {
     "checkpoint of another embedding size": (["--resume", "--out", "size"], "embedding_size 64 (now 128)"),
     "checkpoint of another loss": (["--resume", "--out", "loss"], "loss cosface (now arcface)"),
     "checkpoint of another recipe": (["--resume", "--out", "recipe"], "recipe best (now default)"),
+    "checkpoint of an older version": (["--resume", "--out", "older"], "another version"),
+    "checkpoint of another network": (["--resume", "--out", "network"], "another version"),
     "checkpoint truncated": (["--resume", "--out", "truncated"], "checkpoint.pt"),
     "checkpoint empty": (["--resume", "--out", "empty"], "checkpoint.pt"),
     "checkpoint is text": (["--resume", "--out", "text"], "checkpoint.pt"),
@@ -414,6 +417,8 @@ def bad_files(tmp_path, monkeypatch, small):
         "size": checkpoint_of(SETTINGS | {"embedding_size": 64}),
         "loss": checkpoint_of(SETTINGS | {"loss": "cosface"}),
         "recipe": checkpoint_of(SETTINGS | {"recipe": "best"}),
+        "older": {key: value for key, value in checkpoint_of(SETTINGS).items() if key != "seen"},
+        "network": checkpoint_of(SETTINGS),
         "truncated": checkpoint_of(SETTINGS),
         "malicious": {"settings": SETTINGS, "model": Evil()},
         "other": {"weights": torch.zeros(3)},
