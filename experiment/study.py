@@ -34,6 +34,7 @@ RECIPES = {  # shorter than those of the scripts, and for CIFAR-10 with a smalle
         learning_rates={"filters": 0.12, "others": 0.2, "head": 0.5, "linear head": 0.02},
         epochs=12,
         batch_size=500,
+        hardest=1.0,
     ),
 }
 MARGINS = {"arcface": (0.1, 0.3), "cosface": (0.1, 0.2), "sphereface": (1.1, 1.35)}  # tried at two scales each
