@@ -92,7 +92,9 @@ def angles(record: dict, arrays: dict) -> plt.Figure:
     """Distributions of θ to the own and to the nearest other centre, at three times of the training."""
     figure, axes = plt.subplots(3, 1, sharex=True, figsize=(6.4, 5.6))
     bins = np.arange(0, 181, 2)
-    for axis, theta, when in zip(axes, arrays["snapshots"].astype(float), ("first", "middle", "last"), strict=True):
+    hardest = _hardest(record)
+    times = ("first steps", f"middle steps ({hardest})" if hardest else "middle steps", "last steps")
+    for axis, theta, when in zip(axes, arrays["snapshots"].astype(float), times, strict=True):
         for column, (name, colour, hatch) in enumerate((("own centre", BLUE, None), ("nearest other centre", ORANGE, "///"))):
             axis.hist(
                 theta[:, column],
@@ -107,7 +109,7 @@ def angles(record: dict, arrays: dict) -> plt.Figure:
             )
             axis.axvline(theta[:, column].mean(), color=colour, linewidth=1.5, linestyle="-" if column == 0 else "--")
         axis.set_title(
-            f"{when} steps: own {theta[:, 0].mean():.0f}°, nearest other {theta[:, 1].mean():.0f}° on average", fontsize=10
+            f"{when}: own {theta[:, 0].mean():.0f}°, nearest other {theta[:, 1].mean():.0f}° on average", fontsize=10
         )
         axis.set(yticks=[], ylabel="density")
     axes[0].legend(title="angle to the")
@@ -221,9 +223,15 @@ def mistakes(record: dict, arrays: dict) -> plt.Figure:
     return figure
 
 
+def _hardest(record: dict) -> str:
+    """Which part of the training images the middle epochs consist of; empty if of all."""
+    part = record.get("hardest", 1)
+    return f"hardest {part:.0%}" if part < 1 and record["epochs"] > 2 * WHOLE else ""
+
+
 def _training(record: dict) -> str:
-    part, last = record.get("hardest", 1), record["epochs"] - WHOLE
-    return "training" if part == 1 or last <= WHOLE else f"training (epochs {WHOLE + 1} to {last}: hardest {part:.0%})"
+    hardest = _hardest(record)
+    return f"training (epochs {WHOLE + 1} to {record['epochs'] - WHOLE}: {hardest})" if hardest else "training"
 
 
 def _curve(record: dict, key: str, factor: float) -> tuple[list[int], list[float]]:

@@ -118,8 +118,8 @@ def load_data(name: str, folder: Path, given: bool) -> data.Data:
 def not_real(name: str) -> str:
     """Words that nobody can miss: this is the stand-in."""
     lines = [
-        f"THIS IS NOT {name}. A small SYNTHETIC stand-in takes its place, so that you",
-        f"can see the program work. Its figures say nothing of {name}.",
+        f"THIS IS NOT {name}. A small SYNTHETIC stand-in takes its place, so that",
+        f"you can see the program work. Its figures say nothing of {name}.",
     ]
     return "\n".join(["", "*" * 80, *(f"*  {line:<74}  *" for line in lines), "*" * 80, ""])
 
@@ -240,7 +240,7 @@ def parse(recipes: dict[str, Recipe], description: str, argv: list[str] | None) 
         "beside the script), or 'synthetic' for the built-in stand-in", default=argparse.SUPPRESS)  # fmt: skip
     add("--out", type=Path, metavar="DIR", help=f"folder of the run (default: figures/{name}/ beside the script)",
         default=argparse.SUPPRESS)  # fmt: skip
-    add("--epochs", type=integer(1, 10_000), metavar="N", default=recipe.epochs, help="passes over the training set")
+    add("--epochs", type=integer(1, 10_000), metavar="N", default=recipe.epochs, help="length of the training")
     add("--batch-size", type=integer(2, 60_000), metavar="N", default=recipe.batch_size, help="images in a step")
     add("--seed", type=integer(0, 2**20 - 1), metavar="N", default=0, help="of all random numbers")
     add("--loss", choices=LOSSES, default="arcface", help="the loss")
