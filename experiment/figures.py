@@ -108,9 +108,7 @@ def angles(record: dict, arrays: dict) -> plt.Figure:
                 linewidth=0.3,
             )
             axis.axvline(theta[:, column].mean(), color=colour, linewidth=1.5, linestyle="-" if column == 0 else "--")
-        axis.set_title(
-            f"{when}: own {theta[:, 0].mean():.0f}°, nearest other {theta[:, 1].mean():.0f}° on average", fontsize=10
-        )
+        axis.set_title(f"{when}: own {theta[:, 0].mean():.0f}°, nearest other {theta[:, 1].mean():.0f}° on average", fontsize=10)
         axis.set(yticks=[], ylabel="density")
     axes[0].legend(title="angle to the")
     axes[-1].set(
