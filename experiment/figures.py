@@ -69,7 +69,7 @@ def accuracy(record: dict, arrays: dict) -> plt.Figure:
         axes.plot(*_curve(record, key, 100), color=colour, marker=marker, markersize=4, label=name)
     last = 100 * record["test_accuracy"]
     axes.annotate(
-        f"{last:.2f}%", (record["epochs"], last), xytext=(0, -18), textcoords="offset points", ha="right", color="#A06F00"
+        f"{last:.2f}%", (record["epochs"], last), xytext=(0, -28), textcoords="offset points", ha="right", color="#A06F00"
     )
     axes.set(xlabel="epoch", ylabel="accuracy in %", title=f"{_title(record)}: {last:.2f}% of the test images are right")
     _epochs(axes, record)
