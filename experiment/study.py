@@ -25,8 +25,8 @@ from experiment.records import ROOT
 from experiment.training import LOSSES, Diverged, Recipe, Settings, Trained
 
 FOLDER = ROOT / "figures" / "study"
-RECIPES = {  # shorter than those of the scripts, and for CIFAR-10 with a smaller network
-    "mnist": replace(arcface_mnist.DEFAULT, epochs=6),
+RECIPES = {  # shorter than those of the scripts, of whole epochs, and for CIFAR-10 with a smaller network
+    "mnist": replace(arcface_mnist.DEFAULT, augment=partial(arcface_mnist.augment, full=1.0), epochs=6, hardest=1.0),
     "cifar10": replace(
         arcface_cifar10.DEFAULT,
         network=partial(arcface_cifar10.Network, residual=False),

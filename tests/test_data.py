@@ -13,6 +13,7 @@ import torch
 from torchvision import datasets
 
 import arcface_cifar10
+import arcface_mnist
 from experiment import data, study
 from experiment.records import Problem
 
@@ -194,6 +195,19 @@ def test_shifts_are_crops_of_the_reflected_image():
 def test_affine_without_freedom_changes_nothing():
     images = torch.rand(4, 1, 9, 9)
     assert torch.allclose(data.random_affine(images, 0, 0, 0, 0, torch.Generator()), images, atol=1e-6)
+
+
+def distance(augment, images: torch.Tensor, progress: float) -> float:
+    """How far augment takes digits from what they were, with the same random numbers each time."""
+    x = augment(images, None, progress, torch.Generator().manual_seed(0))
+    return (x - data.to_float(images)).abs().mean().item()
+
+
+def test_mnist_ends_with_the_images_as_they_are_and_the_study_s_does_not():
+    images = data.synthetic("MNIST", train=50, test=10).train_images
+    start, full, later, end = (distance(arcface_mnist.augment, images, progress) for progress in (0.0, 0.6, 0.9, 1.0))
+    assert start == full > later > 100 * end
+    assert distance(study.RECIPES["mnist"].augment, images, 0.99) == start
 
 
 def test_cifar10_images_are_shrunk_and_end_at_full_size():
