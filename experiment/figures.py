@@ -92,9 +92,7 @@ def angles(record: dict, arrays: dict) -> plt.Figure:
     """Distributions of θ to the own and to the nearest other centre, at three times of the training."""
     figure, axes = plt.subplots(3, 1, sharex=True, figsize=(6.4, 5.6))
     bins = np.arange(0, 181, 2)
-    hardest = _hardest(record)
-    times = ("first steps", f"middle steps ({hardest})" if hardest else "middle steps", "last steps")
-    for axis, theta, when in zip(axes, arrays["snapshots"].astype(float), times, strict=True):
+    for axis, theta, when in zip(axes, arrays["snapshots"].astype(float), times(record), strict=True):
         for column, (name, colour, hatch) in enumerate((("own centre", BLUE, None), ("nearest other centre", ORANGE, "///"))):
             axis.hist(
                 theta[:, column],
@@ -219,6 +217,12 @@ def mistakes(record: dict, arrays: dict) -> plt.Figure:
         fontsize=11,
     )
     return figure
+
+
+def times(record: dict) -> tuple[str, str, str]:
+    """Names for the three times of the training whose angles are kept."""
+    hardest = _hardest(record)
+    return "first steps", f"middle steps ({hardest})" if hardest else "middle steps", "last steps"
 
 
 def _hardest(record: dict) -> str:

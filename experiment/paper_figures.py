@@ -9,7 +9,7 @@ import torch
 
 from arcface_loss import ArcMarginProduct, angle, unit
 from experiment import records
-from experiment.figures import BLUE, CLASS_COLOURS, CLASS_MARKERS, GREEN, GREY, LOSSES, ORANGE, RED, STYLE, save
+from experiment.figures import BLUE, CLASS_COLOURS, CLASS_MARKERS, GREEN, GREY, LOSSES, ORANGE, RED, STYLE, save, times
 from experiment.records import ROOT
 
 PAPER = {  # the margins of the paper: name, arguments, colour, line
@@ -80,16 +80,14 @@ def fig4a(record: dict, arrays: dict) -> plt.Figure:
     """Distribution of the angle to the own centre at the start, in the middle and at the end of training."""
     figure, axes = plt.subplots()
     theta = arrays["snapshots"].astype(float)[:, :, 0]
-    for values, when, colour, style in zip(
-        theta, ("start", "middle", "end"), (GREY, ORANGE, BLUE), ("--", "-.", "-"), strict=True
-    ):
+    for values, when, colour, style in zip(theta, times(record), (GREY, ORANGE, BLUE), ("--", "-.", "-"), strict=True):
         counts, edges = np.histogram(values, np.arange(0, 181, 2), density=True)
         centre = (edges[:-1] + edges[1:]) / 2
         axes.plot(centre, counts, color=colour, linestyle=style, label=f"{when}: {values.mean():.0f}° on average")
         axes.fill_between(centre, counts, color=colour, alpha=0.2)
     axes.set(xlabel="angle θ to the own centre, in degrees", ylabel="density per degree", xlim=(0, 140), ylim=(0, None))
     axes.set_title(f"{record['dataset']}: ArcFace turns embeddings towards their centres")
-    axes.legend(title="of training")
+    axes.legend()
     return figure
 
 
