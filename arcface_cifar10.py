@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from experiment import run
-from experiment.data import random_squares, shift_and_flip, to_float
+from experiment.data import random_light, random_squares, shift_and_flip, to_float
 from experiment.layers import block
 from experiment.training import Recipe
 
@@ -61,16 +61,22 @@ def augment(
     shift: int = 3,
     hidden: int = 5,
     sizes: tuple = (20, 24, 28, 32),
+    light: float = 0.0,
 ) -> Tensor:
     """Shift by up to ``shift`` pixels, mirror each image every other time, and make them small.
 
     Each of ``sizes`` has an equal part of the training: the whole image, shrunk; the last one is a crop at full resolution.
     hidden: the side of a grey square that covers some of each image; 0 for none.
+    light: the largest relative change of an image's contrast, and of 0.4 times as much in brightness; 0 for none. In the
+    last 30% of the training it falls, linearly, to nothing.
     """
-    images = shift_and_flip(images, shift, flip, generator)
+    x = to_float(shift_and_flip(images, shift, flip, generator))
+    if light:
+        k = light * min(1.0, (1 - progress) / 0.3)
+        x = random_light(x, contrast=k, brightness=0.4 * k, tint=0.12 * k, generator=generator)
     if hidden:
-        images[random_squares(images.shape, hidden, generator)] = 128
-    x, size = to_float(images), sizes[int(len(sizes) * progress)]
+        x.permute(0, 2, 3, 1)[random_squares(images.shape, hidden, generator)] = 128 / 255
+    size = sizes[int(len(sizes) * progress)]
     if size == sizes[-1]:
         edge = (x.shape[2] - size) // 2
         return x[:, :, edge : edge + size, edge : edge + size].contiguous(memory_format=torch.channels_last)
@@ -90,11 +96,12 @@ DEFAULT = Recipe(
     views_at_test=True,
     hardest=0.5,
 )
-# Width, shift and hidden square after airbench96, by the author cited above; not tuned here.
+# Width, shift and hidden square after airbench96, by the author cited above; not tuned here. The light was: with the
+# default's network trained on 12,000 of the training images and compared on 35,000 others.
 BEST = replace(
     DEFAULT,
     network=partial(Network, widths=(128, 384, 512)),
-    augment=partial(augment, shift=4, hidden=12, sizes=(24, 28, 32)),
+    augment=partial(augment, shift=4, hidden=12, sizes=(24, 28, 32), light=0.4),
     learning_rates={"filters": 0.12, "others": 0.2, "head": 0.5, "linear head": 0.02},
     epochs=60,
     batch_size=500,  # a batch of 2,000 would need more memory than many machines have

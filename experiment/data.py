@@ -224,6 +224,20 @@ def random_affine(images: Tensor, degrees: float, scale: float, shear: float, sh
     return F.grid_sample(images, grid, align_corners=False)
 
 
+def random_light(images: Tensor, contrast: float, brightness: float, tint: float, generator: torch.Generator) -> Tensor:
+    """Each image with another contrast, brightness and colour, at random; values may leave [0, 1].
+
+    Args:
+        images: float, N × C × H × W.
+        contrast: the largest relative change of the distance from mid-grey.
+        brightness: the largest amount added to an image. tint: the largest amount added to one of its channels.
+    """
+    n, channels = images.shape[:2]
+    u = 2 * torch.rand((2 + channels, n), generator=generator, device=images.device) - 1
+    added = brightness * u[1] + tint * u[2:]
+    return (images - 0.5) * (1 + contrast * u[0])[:, None, None, None] + 0.5 + added.T[:, :, None, None]
+
+
 # --- corruption: uint8 images in and out ---------------------------------------------------------
 
 CORRUPTIONS = ("noise", "occlusion", "contrast", "brightness")
