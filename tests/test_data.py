@@ -197,6 +197,30 @@ def test_affine_without_freedom_changes_nothing():
     assert torch.allclose(data.random_affine(images, 0, 0, 0, 0, torch.Generator()), images, atol=1e-6)
 
 
+def test_light_is_a_straight_line_per_channel_within_its_bounds():
+    images = torch.rand(200, 3, 4, 4)
+    found = data.random_light(images, contrast=0.4, brightness=0.2, tint=0.1, generator=torch.Generator().manual_seed(0))
+    lines = [
+        np.polyfit(x - 0.5, y - 0.5, 1)
+        for x, y in zip(images.flatten(0, 1).flatten(1), found.flatten(0, 1).flatten(1), strict=True)
+    ]
+    slope, added = torch.tensor(np.array(lines)).view(200, 3, 2).unbind(2)
+    assert torch.allclose(
+        found, (slope * (images - 0.5).permute(2, 3, 0, 1) + added + 0.5).permute(2, 3, 0, 1).float(), atol=1e-5
+    )
+    assert 0.35 < (slope - 1).abs().max() < 0.4001 and (slope.amax(dim=1) - slope.amin(dim=1)).max() < 1e-5
+    assert 0.25 < added.abs().max() < 0.3001 and 0.15 < (added.amax(dim=1) - added.amin(dim=1)).max() < 0.2001
+
+
+def test_cifar10_s_best_recipe_ends_in_the_light_of_the_images():
+    images, flip = torch.randint(256, (50, 32, 32, 3), dtype=torch.uint8), torch.zeros(50, dtype=torch.bool)
+    augment = lambda progress, light: arcface_cifar10.BEST.augment(  # noqa: E731
+        images, flip, progress, torch.Generator().manual_seed(0), hidden=0, shift=0, light=light
+    )
+    full, half, end = ((augment(progress, 0.4) - augment(progress, 0)).abs().mean().item() for progress in (0.7, 0.85, 0.9999))
+    assert full == pytest.approx(2 * half, rel=1e-3) and end < 1e-3 * full and full > 0.02
+
+
 def distance(augment, images: torch.Tensor, progress: float) -> float:
     """How far augment takes digits from what they were, with the same random numbers each time."""
     x = augment(images, None, progress, torch.Generator().manual_seed(0))
@@ -222,7 +246,7 @@ def test_cifar10_images_are_shrunk_and_end_at_full_size():
 @pytest.mark.parametrize(("recipe", "side"), [("default", 5), ("best", 12)])
 def test_cifar10_hides_a_grey_square_of_each_image(recipe, side):
     images, flip = torch.full((50, 32, 32, 3), 7, dtype=torch.uint8), torch.zeros(50, dtype=torch.bool)
-    x = arcface_cifar10.RECIPES[recipe].augment(images, flip, 0.99, torch.Generator().manual_seed(0))
+    x = arcface_cifar10.RECIPES[recipe].augment(images, flip, 0.99, torch.Generator().manual_seed(0), light=0)
     assert x.shape == (50, 3, 32, 32) and set(x.unique().tolist()) == set((torch.tensor([7.0, 128.0]) / 255).tolist())
     hidden = (x > 0.1).all(dim=1)
     assert (hidden.sum(dim=(1, 2)) == side * side).all()
