@@ -181,9 +181,9 @@ def confusion(record: dict, arrays: dict) -> plt.Figure:
     np.fill_diagonal(wrong, 0)
     words = max(map(len, arrays["classes"])) > 2
     display = ConfusionMatrixDisplay(matrix, display_labels=arrays["classes"])
-    display.plot(
-        ax=axes, cmap="Blues", colorbar=False, xticks_rotation=45 if words else 0, values_format="d", text_kw={"fontsize": 8}
-    )
+    display.plot(ax=axes, cmap="Blues", colorbar=False, values_format="d", text_kw={"fontsize": 8})
+    if words:
+        plt.setp(axes.get_xticklabels(), rotation=45, ha="right", rotation_mode="anchor")
     display.im_.set_data(wrong)
     display.im_.set_clim(0, max(1, wrong.max()))
     for text, (i, j) in zip(display.text_.ravel(), np.ndindex(matrix.shape), strict=True):
