@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from experiment import run
-from experiment.data import random_light, random_squares, shift_and_flip, to_float
+from experiment.data import fade, random_light, random_squares, shift_and_flip, to_float
 from experiment.layers import block
 from experiment.training import Recipe
 
@@ -72,7 +72,7 @@ def augment(
     """
     x = to_float(shift_and_flip(images, shift, flip, generator))
     if light:
-        k = light * min(1.0, (1 - progress) / 0.3)
+        k = light * fade(progress, full=0.7)
         x = random_light(x, contrast=k, brightness=0.4 * k, tint=0.12 * k, generator=generator)
     if hidden:
         x.permute(0, 2, 3, 1)[random_squares(images.shape, hidden, generator)] = 128 / 255

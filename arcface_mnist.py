@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from experiment import run
-from experiment.data import random_affine, to_float
+from experiment.data import fade, random_affine, to_float
 from experiment.layers import Conv, batch_norm, block
 from experiment.training import Recipe
 
@@ -46,7 +46,7 @@ def augment(images: Tensor, flip: Tensor, progress: float, generator: torch.Gene
 
     full: the part of the training after which these fall, linearly, so that it ends with the images as they are.
     """
-    k = 1.0 if progress < full else (1 - progress) / (1 - full)
+    k = fade(progress, full)
     return random_affine(to_float(images), degrees=15 * k, scale=0.15 * k, shear=0.15 * k, shift=0.07 * k, generator=generator)
 
 

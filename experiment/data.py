@@ -173,6 +173,11 @@ def to_float(images: Tensor) -> Tensor:
     return images.permute(0, 3, 1, 2).float() / 255
 
 
+def fade(progress: float, full: float) -> float:
+    """The strength of an augmentation: 1 until the part ``full`` of the training is done, then linearly down to 0."""
+    return 1.0 if progress < full else (1 - progress) / (1 - full)
+
+
 def shift_and_flip(images: Tensor, pixels: int, flip: Tensor, generator: torch.Generator) -> Tensor:
     """Each image moved by up to ``pixels`` in x and y, its border reflected, and mirrored where ``flip`` says.
 

@@ -143,6 +143,13 @@ def embedding(record: dict, arrays: dict) -> plt.Figure:
     return figure
 
 
+def _name_axes(axes: plt.Axes, classes: list[str]) -> None:
+    """Rows and columns bear the names of the classes; words stand aslant under their columns."""
+    aslant = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if max(map(len, classes)) > 2 else {}
+    axes.set_xticks(range(len(classes)), classes, **aslant)
+    axes.set_yticks(range(len(classes)), classes)
+
+
 def centres(record: dict, arrays: dict) -> plt.Figure:
     """Angles between every two class centres, and their distance from the simplex limit."""
     centre = arrays["centres"].astype(float)
@@ -156,14 +163,7 @@ def centres(record: dict, arrays: dict) -> plt.Figure:
     for i, j in np.argwhere(~np.isnan(theta)):
         dark = abs(theta[i, j] - limit) > 0.6 * spread
         axes.text(j, i, f"{theta[i, j]:.0f}", ha="center", va="center", fontsize=8, color="white" if dark else "black")
-    ticks = range(len(centre))
-    axes.set_xticks(
-        ticks,
-        arrays["classes"],
-        rotation=45 if max(map(len, arrays["classes"])) > 2 else 0,
-        ha="right" if max(map(len, arrays["classes"])) > 2 else "center",
-    )
-    axes.set_yticks(ticks, arrays["classes"])
+    _name_axes(axes, arrays["classes"])
     axes.grid(False)
     axes.set_title(
         f"{_title(record)}: angles between class centres\nnearest other: {nearest:.1f}° on average; simplex limit: {limit:.1f}°"
@@ -179,11 +179,9 @@ def confusion(record: dict, arrays: dict) -> plt.Figure:
     matrix = confusion_matrix(arrays["labels"], arrays["predicted"], labels=range(len(arrays["classes"])))
     wrong = matrix.astype(float)
     np.fill_diagonal(wrong, 0)
-    words = max(map(len, arrays["classes"])) > 2
-    display = ConfusionMatrixDisplay(matrix, display_labels=arrays["classes"])
+    display = ConfusionMatrixDisplay(matrix)
     display.plot(ax=axes, cmap="Blues", colorbar=False, values_format="d", text_kw={"fontsize": 8})
-    if words:
-        plt.setp(axes.get_xticklabels(), rotation=45, ha="right", rotation_mode="anchor")
+    _name_axes(axes, arrays["classes"])
     display.im_.set_data(wrong)
     display.im_.set_clim(0, max(1, wrong.max()))
     for text, (i, j) in zip(display.text_.ravel(), np.ndindex(matrix.shape), strict=True):
