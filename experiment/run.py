@@ -52,19 +52,7 @@ def run(recipe: Recipe, options: argparse.Namespace, command_line: str) -> None:
     usual = ROOT / "figures" / folder(recipe.dataset, source.name, options.recipe)
     out = options.out or (usual.relative_to(Path.cwd()) if usual.is_relative_to(Path.cwd()) else usual)
     records.check_writable(out)
-    settings = Settings(
-        source.name,
-        options.loss,
-        None if options.loss == "softmax" else options.scale,
-        options.margin,
-        options.embedding_size,
-        options.epochs,
-        options.batch_size,
-        options.seed,
-        device.type,
-        training.choose_precision(options.precision, device),
-        options.recipe,
-    )
+    settings = settings_of(options, source.name, device)
     first = not dist.is_initialized() or dist.get_rank() == 0
     if first:
         if source.name == "synthetic":
@@ -100,6 +88,23 @@ def run(recipe: Recipe, options: argparse.Namespace, command_line: str) -> None:
     figures.draw_run(out)
     checkpoint.unlink(missing_ok=True)
     summary(record, recipe.dataset, out)
+
+
+def settings_of(options: argparse.Namespace, dataset: str, device: torch.device) -> Settings:
+    """What :func:`parse` read, as the settings of a run of ``dataset`` on ``device``."""
+    return Settings(
+        dataset,
+        options.loss,
+        None if options.loss == "softmax" else options.scale,
+        options.margin,
+        options.embedding_size,
+        options.epochs,
+        options.batch_size,
+        options.seed,
+        device.type,
+        training.choose_precision(options.precision, device),
+        options.recipe,
+    )
 
 
 def load_data(name: str, folder: Path, given: bool) -> data.Data:

@@ -1,16 +1,22 @@
-"""A recipe over several seeds: python -m experiment.seeds mnist | cifar10 | mnist-best | cifar10-best [--seeds 3]
+"""A recipe over several seeds: python -m experiment.seeds mnist | cifar10 | mnist-best | cifar10-best [--seeds 3] [--gpu]
 
 Seed 0 leaves its pictures and ``run.json`` in the folder of that name below figures/; every seed leaves its record, without the
-history, in ``seeds.json`` there. A seed that has a record is not run again, and an interrupted one is resumed.
+history, in ``seeds.json`` there. A seed that has a record is not run again, and an interrupted one is resumed. With ``--gpu``
+there are no pictures, and the records go to ``gpu.json``.
 """
 
 import argparse
+import importlib
 import shutil
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from experiment import records
+import torch
+
+from experiment import data, records, run, training
 from experiment.records import ROOT, Problem, cell
 
 DATASETS = ("mnist", "cifar10")
@@ -32,8 +38,8 @@ def table() -> str:
     """The README's table of results, in Markdown, from the records of all seeds."""
     head = ["", "seeds", "test accuracy, %", "with TTA, %", "training, s", "angle to own embedding centre (test)", "machine"]
     lines = []
-    for folder in RUNS:
-        path = ROOT / "figures" / folder / "seeds.json"
+    for file, folder in product(("seeds.json", "gpu.json"), RUNS):
+        path = ROOT / "figures" / folder / file
         if path.exists():
             found = records.load_json(path)
             shown = means(found)
@@ -55,7 +61,7 @@ def headline() -> str:
     return f"{' and '.join(parts)}: mean test accuracy of n seeds with 95% intervals, on two CPU cores."
 
 
-def run_seeds(name: str, seeds: int, data: Path | None) -> int:
+def run_seeds(name: str, seeds: int, source: Path | None) -> int:
     """Run the seeds, of one of RUNS, that have no record yet. Returns the exit status of the first that fails, else 0."""
     dataset, _, recipe = name.partition("-")
     folder = ROOT / "figures" / name
@@ -68,7 +74,7 @@ def run_seeds(name: str, seeds: int, data: Path | None) -> int:
         command = [sys.executable, f"arcface_{dataset}.py", "--resume"]
         command += ["--recipe", recipe] if recipe else []
         command += ["--seed", str(seed), "--out", out.relative_to(ROOT)] if seed else []
-        command += ["--data", data.resolve()] if data else []
+        command += ["--data", source.resolve()] if source else []
         status = subprocess.run(command, cwd=ROOT).returncode
         if status:
             return status
@@ -84,15 +90,48 @@ def run_seeds(name: str, seeds: int, data: Path | None) -> int:
     return 0
 
 
+def run_in_turn(name: str, seeds: int, source: data.Data, device: torch.device) -> None:
+    """Run the seeds in this process, one after the other; their records replace those in ``gpu.json``.
+
+    A short training goes before them, uncounted: with it the GPU's kernels are loaded.
+
+    Args:
+        name: one of RUNS. source: its data set, on the device.
+    """
+    dataset, _, choice = name.partition("-")
+    recipes = importlib.import_module(f"arcface_{dataset}").RECIPES
+    found = []
+    with TemporaryDirectory() as scratch:
+        for words in (["--epochs", "4"], *(["--seed", str(seed)] for seed in range(seeds))):
+            options = run.parse(recipes, __doc__, ["--recipe", choice or "default", *words])
+            settings, recipe = run.settings_of(options, source.name, device), recipes[options.recipe]
+            trained = training.train(recipe, settings, source, Path(scratch) / "checkpoint.pt", resume=False)
+            if "--seed" in words:
+                record, _ = run.evaluate(recipe, settings, source, trained)
+                del record["history"]
+                found.append(record | {"device_name": records.device_name(device), "versions": records.versions()})
+                records.save_json(ROOT / "figures" / name / "gpu.json", found)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run seeds, or write the table. Returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("dataset", choices=(*RUNS, "table"), help="or 'table': write the README's table of results")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds 0 to N − 1 (default: 3)")
     parser.add_argument("--data", type=Path, metavar="DIR", help="as in the scripts")
+    parser.add_argument("--gpu", action="store_true", help="on a GPU, all seeds in one process, without pictures")
     options = parser.parse_args(argv)
     if options.dataset == "table":
         return records.exit_status(lambda: records.fill_file(ROOT / "README.md", {"headline": headline(), "results": table()}))
+    if options.gpu:
+
+        def work() -> None:
+            device = training.choose_device("cuda")
+            name = {"mnist": "MNIST", "cifar10": "CIFAR-10"}[options.dataset.partition("-")[0]]
+            source = data.load(name, options.data or ROOT / "data").to(device)
+            run_in_turn(options.dataset, options.seeds, source, device)
+
+        return records.exit_status(work)
     go_on = "The same command goes on from the last finished epoch."
     return records.exit_status(lambda: run_seeds(options.dataset, options.seeds, options.data), go_on)
 

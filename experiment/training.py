@@ -240,7 +240,7 @@ def train(recipe: Recipe, settings: Settings, data: Data, checkpoint: Path, resu
                 for steps_kept, kept in zip(windows, snapshots, strict=True):
                     if step in steps_kept:
                         other = theta.scatter(1, label[:, None], math.inf).amin(dim=1, keepdim=True)
-                        kept.append(torch.cat([own, other], dim=1).cpu())
+                        kept.append(torch.cat([own, other], dim=1))
             done = step + 1 - first_steps[epoch]
             if (step + 1) % SHOW == 0 or done == len(batches):
                 mean_loss, accuracy, angle = (sums / done).tolist()
