@@ -103,7 +103,7 @@ BEST = replace(
     network=partial(Network, widths=(128, 384, 512)),
     augment=partial(augment, shift=4, hidden=12, sizes=(24, 28, 32), light=0.4),
     learning_rates={"filters": 0.12, "others": 0.2, "head": 0.5, "linear head": 0.02},
-    epochs=60,
+    epochs=80,
     batch_size=500,  # a batch of 2,000 would need more memory than many machines have
 )
 RECIPES = {"default": DEFAULT, "best": BEST}
