@@ -1,11 +1,10 @@
-"""Speed and memory, measured: python -m experiment.benchmark [head | step | gpu | figures]
+"""Speed and memory, measured: python -m experiment.benchmark [head | step | figures]
 
 ``head``: one forward and backward pass of the loss over C classes, beside the floor and beside
 pytorch-metric-learning (in tests/requirements.txt). ``step``: one training step of CIFAR-10's default recipe beside
-a plain PyTorch loop, and where its time goes. ``gpu``: the head, and a step of CIFAR-10's best recipe, on a GPU. The methods
-take turns, and tables give medians, because machines are noisy; on the CPU every measurement is a process of its own, so
-that its peak memory is its own. Records, pictures and the tables of figures/benchmarks/README.md and of the README are
-written at the end; ``figures`` writes them from the records alone.
+a plain PyTorch loop, and where its time goes. Every measurement is a process of its own, so that its peak memory is
+its own; the methods take turns, and tables give medians, because machines are noisy. Records, pictures and the
+tables of figures/benchmarks/README.md and of the README are written at the end; ``figures`` writes them from the records alone.
 """
 
 import argparse
@@ -34,7 +33,7 @@ from experiment.evaluation import autocast
 from experiment.figures import BLUE, GREEN, GREY, ORANGE, STYLE
 from experiment.layers import Conv, Residual
 from experiment.records import ROOT, Problem
-from experiment.training import Recipe, choose_device, choose_precision, keep_memory, make_optimizers
+from experiment.training import choose_precision, keep_memory, make_optimizers
 
 FOLDER = ROOT / "figures" / "benchmarks"
 README = ROOT / "README.md"  # which quotes the head's table
@@ -47,7 +46,6 @@ STEPS = {
     "recipe32": "ours, float32",
     "loop": "plain loop, float32",
 }
-GPU_STEPS = {"recipe": "ours", "compiled": "ours, torch.compile"}
 BATCH = 500
 RUNS = {"mnist": "MNIST", "mnist-best": "MNIST, best", "cifar10": "CIFAR-10", "cifar10-best": "CIFAR-10, best"}
 
@@ -55,17 +53,17 @@ RUNS = {"mnist": "MNIST", "mnist-best": "MNIST, best", "cifar10": "CIFAR-10", "c
 # --- what is measured ----------------------------------------------------------------------------
 
 
-def head_pass(method: str, classes: int, device: str = "cpu") -> Callable[[], None]:
+def head_pass(method: str, classes: int) -> Callable[[], None]:
     """One forward and backward pass: loss and both gradients, in float32, of N random embeddings of length D."""
     torch.manual_seed(0)
-    x, label = torch.randn(N, D, device=device, requires_grad=True), torch.randint(classes, (N,), device=device)
+    x, label = torch.randn(N, D, requires_grad=True), torch.randint(classes, (N,))
     if method == "library":
         from pytorch_metric_learning.losses import ArcFaceLoss
 
-        module = ArcFaceLoss(classes, D, margin=28.6, scale=64).to(device)  # its margin is in degrees
+        module = ArcFaceLoss(classes, D, margin=28.6, scale=64)  # its margin is in degrees
         compute = lambda: module(x, label)  # noqa: E731
     else:
-        module = ArcMarginProduct(D, classes, s=64.0, m=0.5).to(device)
+        module = ArcMarginProduct(D, classes, s=64.0, m=0.5)
         compute = {
             "floor": lambda: F.cross_entropy(F.linear(64 * F.normalize(x), F.normalize(module.weight)), label),
             "plain": lambda: F.cross_entropy(module(x, label), label),
@@ -103,25 +101,22 @@ class Plain(nn.Module):
         return self.embedding(self.layers(x).amax(dim=(2, 3)))
 
 
-def training_step(method: str, device: str = "cpu", recipe: Recipe = arcface_cifar10.DEFAULT) -> Callable[[], None]:
+def training_step(method: str) -> Callable[[], None]:
     """One training step on BATCH random images: forward, backward, optimizers."""
     torch.manual_seed(0)
     if method in ("recipe", "recipe32"):
         keep_memory()
-    images = torch.randint(256, (BATCH, 32, 32, 3), dtype=torch.uint8, device=device)
-    label = torch.randint(10, (BATCH,), device=device)
-    head = ArcMarginProduct(256, 10, s=8.0, m=0.1).to(device)
+    images, label = torch.randint(256, (BATCH, 32, 32, 3), dtype=torch.uint8), torch.randint(10, (BATCH,))
+    head = ArcMarginProduct(256, 10, s=8.0, m=0.1)
     if method == "loop":
         network, precision = Plain(), "float32"
         x = to_float(images).contiguous()
         optimizers = [torch.optim.SGD([*network.parameters(), *head.parameters()], lr=0.1, momentum=0.9, nesterov=True)]
     else:
-        network = recipe.network(256).to(device, memory_format=torch.channels_last)
-        precision = "float32" if method == "recipe32" else choose_precision("auto", torch.device(device))
+        network = arcface_cifar10.Network(256).to(memory_format=torch.channels_last)
+        precision = "float32" if method == "recipe32" else choose_precision("auto", torch.device("cpu"))
         x = to_float(images)
-        optimizers = make_optimizers(recipe.learning_rates, network, head)
-        if method == "compiled":
-            network.compile()
+        optimizers = make_optimizers(arcface_cifar10.DEFAULT.learning_rates, network, head)
 
     def once() -> None:
         with autocast(x.device, precision):
@@ -144,20 +139,16 @@ def measure_step(method: str) -> dict:
     return measure(training_step(method), 5)
 
 
-def measure(once: Callable[[], None], seconds: float, device: str = "cpu") -> dict:
-    """Median seconds of a call over at least two calls and about so many seconds, seconds of the very first, and peak memory.
-
-    The memory is this process's, or on a GPU that of its tensors.
-    """
+def measure(once: Callable[[], None], seconds: float) -> dict:
+    """Median seconds of a call over at least two calls and about so many seconds, and this process's peak memory."""
+    for _ in range(2):  # the first ones allocate
+        once()
     times = []
-    while len(times) < 4 or sum(times[2:]) < seconds:  # the first two allocate
+    while len(times) < 2 or sum(times) < seconds:
         began = time.perf_counter()
         once()
-        if device == "cuda":
-            torch.cuda.synchronize()
         times.append(time.perf_counter() - began)
-    peak = torch.cuda.max_memory_allocated() if device == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"seconds": median(times[2:]), "first_seconds": times[0], "peak_bytes": peak}
+    return {"seconds": median(times), "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
 
 
 KINDS = {  # of the operations of a step, in the order in which a name is looked up
@@ -183,15 +174,15 @@ def profile(method: str) -> dict[str, float]:
     return shares
 
 
-def arithmetic(device: str = "cpu", recipe: Recipe = arcface_cifar10.DEFAULT) -> dict[str, float]:
+def arithmetic() -> dict[str, float]:
     """Operations of the convolutions of one training step, and the machine's rates in operations a second."""
-    network = recipe.network(256)
+    network = arcface_cifar10.Network(256)
     with FlopCounterMode(display=False) as counter:
         network(torch.rand(1, 3, 32, 32)).sum().backward()
     rates = {}
     for dtype in (torch.float32, torch.bfloat16):
-        a, b = (torch.randn(4096, 4096).to(device, dtype) for _ in range(2))
-        rates[str(dtype).removeprefix("torch.")] = 2 * 4096**3 / measure(lambda a=a, b=b: a @ b, 3, device)["seconds"]
+        a, b = (torch.randn(4096, 4096).to(dtype) for _ in range(2))
+        rates[str(dtype).removeprefix("torch.")] = 2 * 4096**3 / measure(lambda a=a, b=b: a @ b, 3)["seconds"]
     return {"step_operations": BATCH * counter.get_total_flops(), "matrix_rate": rates}
 
 
@@ -228,28 +219,6 @@ def step(rounds: int) -> dict:
     profiles = {method: in_process(profile, method) for method in STEPS}
     precision = choose_precision("auto", torch.device("cpu"))
     return {"runs": runs, "profile": profiles, "precision": precision} | in_process(arithmetic)
-
-
-def gpu(rounds: int) -> dict:
-    """The head at every number of classes and a step of CIFAR-10's best recipe, by turns, on this machine's GPU."""
-    heads = [(method, classes) for classes in CLASSES for method in HEADS]
-    steps = [(method,) for method in GPU_STEPS]
-    found = {task: [] for task in (*heads, *steps)}
-    for task in tqdm([*heads, *steps] * rounds, unit="run", disable=not sys.stderr.isatty()):
-        torch.cuda.reset_peak_memory_stats()
-        once = head_pass(*task, "cuda") if task in heads else training_step(*task, "cuda", arcface_cifar10.BEST)
-        found[task].append(measure(once, 0.2, "cuda"))
-        del once
-    medians = [
-        {
-            "task": task,
-            "rounds": rounds,
-            "first_seconds": runs[0]["first_seconds"],
-        }  # that of the first round: later ones are cached
-        | {key: median(run[key] for run in runs) for key in ("seconds", "peak_bytes")}
-        for task, runs in found.items()
-    ]
-    return {"runs": medians} | arithmetic("cuda", arcface_cifar10.BEST)
 
 
 # --- records to tables and pictures ---------------------------------------------------------------
@@ -343,9 +312,7 @@ def write() -> None:
 def main(argv: list[str] | None = None) -> int:
     """Measure what is asked for, then draw. Returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "what", nargs="?", choices=("head", "step", "gpu", "all", "figures"), default="all", help="default: all but gpu"
-    )
+    parser.add_argument("what", nargs="?", choices=("head", "step", "all", "figures"), default="all", help="default: all")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="turns of each method (default: 3)")
     options = parser.parse_args(argv)
     machine = {"device_name": records.device_name(torch.device("cpu")), "versions": records.versions()}
@@ -354,10 +321,6 @@ def main(argv: list[str] | None = None) -> int:
         for part in (head, step):
             if options.what in (part.__name__, "all"):
                 records.save_json(FOLDER / f"{part.__name__}.json", machine | part(options.rounds))
-        if options.what == "gpu":
-            name = records.device_name(choose_device("cuda"))
-            records.save_json(FOLDER / "gpu.json", machine | {"device_name": name} | gpu(options.rounds))
-            return
         write()
 
     return records.exit_status(work)
