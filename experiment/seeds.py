@@ -90,27 +90,32 @@ def run_seeds(name: str, seeds: int, source: Path | None) -> int:
     return 0
 
 
-def run_in_turn(name: str, seeds: int, source: data.Data, device: torch.device) -> None:
-    """Run the seeds in this process, one after the other; their records replace those in ``gpu.json``.
+def run_in_turn(name: str, seeds: int, folder: Path | None, device: torch.device) -> None:
+    """Run the seeds, of one of RUNS, in this process one after the other; at the end their records replace ``gpu.json``.
 
     A short training goes before them, uncounted: with it the GPU's kernels are loaded.
-
-    Args:
-        name: one of RUNS. source: its data set, on the device.
     """
     dataset, _, choice = name.partition("-")
     recipes = importlib.import_module(f"arcface_{dataset}").RECIPES
+    recipe = recipes[choice or "default"]
+    source = data.load(recipe.dataset, folder or ROOT / "data").to(device)
     found = []
     with TemporaryDirectory() as scratch:
         for words in (["--epochs", "4"], *(["--seed", str(seed)] for seed in range(seeds))):
             options = run.parse(recipes, __doc__, ["--recipe", choice or "default", *words])
-            settings, recipe = run.settings_of(options, source.name, device), recipes[options.recipe]
+            settings = run.settings_of(options, source.name, device)
             trained = training.train(recipe, settings, source, Path(scratch) / "checkpoint.pt", resume=False)
-            if "--seed" in words:
-                record, _ = run.evaluate(recipe, settings, source, trained)
-                del record["history"]
-                found.append(record | {"device_name": records.device_name(device), "versions": records.versions()})
-                records.save_json(ROOT / "figures" / name / "gpu.json", found)
+            record, _ = run.evaluate(recipe, settings, source, trained)
+            del record["history"]
+            found.append(record | {"device_name": records.device_name(device), "versions": records.versions()})
+    records.save_json(ROOT / "figures" / name / "gpu.json", found[1:])
+
+
+def gpu() -> torch.device:
+    """This machine's GPU. Raises Problem if there is none."""
+    if not torch.cuda.is_available():
+        raise Problem("--gpu: PyTorch sees no GPU on this machine. Leave it out to train on the CPU.")
+    return torch.device("cuda")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -124,14 +129,7 @@ def main(argv: list[str] | None = None) -> int:
     if options.dataset == "table":
         return records.exit_status(lambda: records.fill_file(ROOT / "README.md", {"headline": headline(), "results": table()}))
     if options.gpu:
-
-        def work() -> None:
-            device = training.choose_device("cuda")
-            name = {"mnist": "MNIST", "cifar10": "CIFAR-10"}[options.dataset.partition("-")[0]]
-            source = data.load(name, options.data or ROOT / "data").to(device)
-            run_in_turn(options.dataset, options.seeds, source, device)
-
-        return records.exit_status(work)
+        return records.exit_status(lambda: run_in_turn(options.dataset, options.seeds, options.data, gpu()))
     go_on = "The same command goes on from the last finished epoch."
     return records.exit_status(lambda: run_seeds(options.dataset, options.seeds, options.data), go_on)
 

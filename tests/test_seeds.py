@@ -2,9 +2,12 @@
 
 import importlib
 import json
+from dataclasses import replace
 
 import pytest
+import torch
 
+import arcface_mnist
 from experiment import data, records, run, seeds
 
 
@@ -63,6 +66,38 @@ def test_the_best_recipe_has_a_folder_and_a_row_of_its_own(tmp_path, monkeypatch
     assert seeds.main(["cifar10-best", "--seeds", "2"]) == 0
     assert [record["seed"] for record in records.load_json(tmp_path / "figures/cifar10-best/seeds.json")] == [0, 1]
     assert "| CIFAR-10, --recipe best | 2 | **99.00 ± 0.00** |" in capsys.readouterr().out
+
+
+def test_seeds_in_turn_are_those_of_the_script(tmp_path, monkeypatch):
+    source = data.synthetic("MNIST", 600, 200)
+    monkeypatch.setattr(seeds, "ROOT", tmp_path)
+    monkeypatch.setattr(data, "load", lambda name, folder: source)
+    monkeypatch.setattr(run.figures, "draw_run", lambda folder: None)
+    recipes = {"default": replace(arcface_mnist.DEFAULT, epochs=3, batch_size=100)}
+    monkeypatch.setattr(arcface_mnist, "RECIPES", recipes)
+    seeds.run_in_turn("mnist", 2, None, torch.device("cpu"))
+    found = records.load_json(tmp_path / "figures/mnist/gpu.json")
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["gpu.json"]
+    for seed, record in enumerate(found):
+        assert run.main(recipes, "a script", ["--device", "cpu", "--seed", str(seed), "--out", str(tmp_path / "run")]) == 0
+        expected = records.load_json(tmp_path / "run/run.json")
+        differing = {key for key in expected if record.get(key) != expected[key]}
+        assert differing == {"history", "train_seconds", "total_seconds", "command", "data_md5"} and record["seed"] == seed
+
+
+def test_a_missing_gpu_is_named(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert seeds.main(["mnist", "--gpu"]) == 1
+    assert "no GPU" in capsys.readouterr().err
+
+
+def test_the_records_of_a_gpu_have_rows_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(seeds, "ROOT", tmp_path)
+    record = {"dataset": "MNIST", "test_accuracy": 0.9, "test_accuracy_tta": None, "train_seconds": 3.0}
+    record |= {"angles": {"intra_test": 10.0}, "precision": "bfloat16"}
+    records.save_json(tmp_path / "figures/mnist/gpu.json", [record | {"device_name": "a GPU"}])
+    records.save_json(tmp_path / "figures/mnist-best/seeds.json", [record | {"device_name": "a CPU"}])
+    assert [line.split(" | ")[-1] for line in seeds.table().splitlines()[2:]] == ["a CPU, bfloat16 |", "a GPU, bfloat16 |"]
 
 
 def finished(root, dataset="synthetic", folder="mnist"):
