@@ -100,16 +100,22 @@ def run_in_turn(name: str, seeds: int, folder: Path | None, device: torch.device
     recipes = importlib.import_module(f"arcface_{dataset}").RECIPES
     recipe = recipes[choice or "default"]
     source = data.load(recipe.dataset, folder or ROOT / "data").to(device)
+
+    def train(*words: str) -> tuple[training.Settings, training.Trained]:
+        options = run.parse(recipes, __doc__, ["--recipe", choice or "default", *words])
+        settings = run.settings_of(options, source.name, device)
+        with TemporaryDirectory() as scratch:
+            return settings, training.train(recipe, settings, source, Path(scratch) / "checkpoint.pt", resume=False)
+
+    train("--epochs", "4")
+    machine = {"device_name": records.device_name(device), "versions": records.versions()}
     found = []
-    with TemporaryDirectory() as scratch:
-        for words in (["--epochs", "4"], *(["--seed", str(seed)] for seed in range(seeds))):
-            options = run.parse(recipes, __doc__, ["--recipe", choice or "default", *words])
-            settings = run.settings_of(options, source.name, device)
-            trained = training.train(recipe, settings, source, Path(scratch) / "checkpoint.pt", resume=False)
-            record, _ = run.evaluate(recipe, settings, source, trained)
-            del record["history"]
-            found.append(record | {"device_name": records.device_name(device), "versions": records.versions()})
-    records.save_json(ROOT / "figures" / name / "gpu.json", found[1:])
+    for seed in range(seeds):
+        settings, trained = train("--seed", str(seed))
+        record, _ = run.evaluate(recipe, settings, source, trained)
+        del record["history"]
+        found.append(record | machine)
+    records.save_json(ROOT / "figures" / name / "gpu.json", found)
 
 
 def gpu() -> torch.device:
