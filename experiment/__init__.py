@@ -1,1 +1,1 @@
-"""What a run of either script shares: data, training, evaluation, records and figures, in that order."""
+"""What one run of a script needs: data, training, evaluation, records and figures."""

@@ -1,24 +1,46 @@
-"""Pictures of a run, drawn from its record and arrays alone: python -m experiment.figures figures/mnist"""
+"""Pictures of a run from its record and arrays alone: python -m experiment.figures figures/mnist"""
 
+import argparse
+import os
 import sys
+from contextlib import chdir
 from pathlib import Path
+from typing import Any
 
-import matplotlib
 import numpy as np
 from sklearn.manifold import TSNE
 from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
 
 from experiment import records
-from experiment.training import WHOLE
+from experiment.errors import Problem, exit_status, protect_streams
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+# The user's own settings must change nothing. A notebook's backend stops matplotlib's import
+# elsewhere, and so does a broken matplotlibrc in the working directory.
+os.environ["MPLBACKEND"] = "agg"
+os.environ["MATPLOTLIBRC"] = os.devnull
+with chdir(Path(__file__).parent):
+    import matplotlib
+    import matplotlib.pyplot as plt
+matplotlib.use("agg")
+matplotlib.rcdefaults()
 
-# Okabe and Ito's colours, which the colour-blind tell apart; markers tell ten classes apart without colour.
+# Okabe and Ito's colours, which the colour-blind tell apart; markers tell ten classes apart
+# without colour.
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#777777"
-CLASS_COLOURS = ["#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#B8A800", "#000000", "#7F3C8D", "#8C6D4F"]
+CLASS_COLOURS = [
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#D55E00",
+    "#CC79A7",
+    "#56B4E9",
+    "#B8A800",
+    "#000000",
+    "#7F3C8D",
+    "#8C6D4F",
+]
 CLASS_MARKERS = "osv^DPX*<>"
-LOSSES = {  # name, colour, marker: the same everywhere
+LOSS_STYLE = {  # name, colour, marker: the same everywhere
     "softmax": ("softmax", "#777777", "o"),
     "norm-softmax": ("normalised softmax", "#56B4E9", "s"),
     "sphereface": ("SphereFace", "#009E73", "^"),
@@ -26,7 +48,7 @@ LOSSES = {  # name, colour, marker: the same everywhere
     "arcface": ("ArcFace", "#0072B2", "P"),
     "cm1": ("CM1", "#CC79A7", "X"),
 }
-STYLE = {
+STYLE: Any = {  # its keys have a type of their own in matplotlib
     "figure.figsize": (6.4, 4.2),
     "figure.dpi": 150,
     "figure.constrained_layout.use": True,
@@ -46,12 +68,17 @@ def draw_run(folder: Path) -> None:
     Raises:
         Problem: a record is missing or damaged, or a picture cannot be written.
     """
-    record, arrays = records.load_json(folder / "run.json"), records.load_arrays(folder / "arrays.npz")
+    record, arrays = (
+        records.load_json(folder / "run.json"),
+        records.load_arrays(folder / "arrays.npz"),
+    )
     for draw in (accuracy, loss, angles, embedding, centres, confusion, mistakes):
         with plt.rc_context(STYLE):
             figure = draw(record, arrays)
             if record["dataset"] == "synthetic":
-                figure.suptitle("SYNTHETIC stand-in, not the real data", color=RED, fontweight="bold")
+                figure.suptitle(
+                    "SYNTHETIC stand-in, not the real data", color=RED, fontweight="bold"
+                )
             save(figure, folder / f"{draw.__name__}.png")
 
 
@@ -65,13 +92,25 @@ def save(figure: plt.Figure, path: Path) -> None:
 def accuracy(record: dict, arrays: dict) -> plt.Figure:
     """Training and test accuracy in % against epochs."""
     figure, axes = plt.subplots()
-    for key, name, colour, marker in (("train_accuracy", _training(record), BLUE, "o"), ("test_accuracy", "test", ORANGE, "s")):
+    for key, name, colour, marker in (
+        ("train_accuracy", _training(record), BLUE, "o"),
+        ("test_accuracy", "test", ORANGE, "s"),
+    ):
         axes.plot(*_curve(record, key, 100), color=colour, marker=marker, markersize=4, label=name)
     last = 100 * record["test_accuracy"]
     axes.annotate(
-        f"{last:.2f}%", (record["epochs"], last), xytext=(0, -28), textcoords="offset points", ha="right", color="#A06F00"
+        f"{last:.2f}%",
+        (record["epochs"], last),
+        xytext=(0, -28),
+        textcoords="offset points",
+        ha="right",
+        color="#A06F00",
     )
-    axes.set(xlabel="epoch", ylabel="accuracy in %", title=f"{_title(record)}: {last:.2f}% of the test images are right")
+    axes.set(
+        xlabel="epoch",
+        ylabel="accuracy in %",
+        title=f"{_title(record)}: {last:.2f}% of the test images are right",
+    )
     _epochs(axes, record)
     axes.legend(loc="lower right", bbox_to_anchor=(1, 0.1))
     return figure
@@ -80,20 +119,32 @@ def accuracy(record: dict, arrays: dict) -> plt.Figure:
 def loss(record: dict, arrays: dict) -> plt.Figure:
     """Training objective, margin included, on training and test images, against epochs."""
     figure, axes = plt.subplots()
-    for key, name, colour, marker in (("train_loss", _training(record), BLUE, "o"), ("test_loss", "test", ORANGE, "s")):
+    for key, name, colour, marker in (
+        ("train_loss", _training(record), BLUE, "o"),
+        ("test_loss", "test", ORANGE, "s"),
+    ):
         axes.plot(*_curve(record, key, 1), color=colour, marker=marker, markersize=4, label=name)
-    axes.set(xlabel="epoch", ylabel="loss (nats)", title=f"{_title(record)}: the loss, margin included", ylim=(0, None))
+    axes.set(
+        xlabel="epoch",
+        ylabel="loss (nats)",
+        title=f"{_title(record)}: the loss, margin included",
+        ylim=(0, None),
+    )
     _epochs(axes, record)
     axes.legend()
     return figure
 
 
 def angles(record: dict, arrays: dict) -> plt.Figure:
-    """Distributions of θ to the own and to the nearest other centre, at three times of the training."""
+    """Distributions of θ to the own and to the nearest other centre, at three times."""
     figure, axes = plt.subplots(3, 1, sharex=True, figsize=(6.4, 5.6))
     bins = np.arange(0, 181, 2)
-    for axis, theta, when in zip(axes, arrays["snapshots"].astype(float), times(record), strict=True):
-        for column, (name, colour, hatch) in enumerate((("own centre", BLUE, None), ("nearest other centre", ORANGE, "///"))):
+    for axis, theta, when in zip(
+        axes, arrays["snapshots"].astype(float), times(record), strict=True
+    ):
+        for column, (name, colour, hatch) in enumerate(
+            (("own centre", BLUE, None), ("nearest other centre", ORANGE, "///"))
+        ):
             axis.hist(
                 theta[:, column],
                 bins,
@@ -105,12 +156,23 @@ def angles(record: dict, arrays: dict) -> plt.Figure:
                 edgecolor="white",
                 linewidth=0.3,
             )
-            axis.axvline(theta[:, column].mean(), color=colour, linewidth=1.5, linestyle="-" if column == 0 else "--")
-        axis.set_title(f"{when}: own {theta[:, 0].mean():.0f}°, nearest other {theta[:, 1].mean():.0f}° on average", fontsize=10)
+            axis.axvline(
+                theta[:, column].mean(),
+                color=colour,
+                linewidth=1.5,
+                linestyle="-" if column == 0 else "--",
+            )
+        axis.set_title(
+            f"{when}: own {theta[:, 0].mean():.0f}°, "
+            f"nearest other {theta[:, 1].mean():.0f}° on average",
+            fontsize=10,
+        )
         axis.set(yticks=[], ylabel="density")
     axes[0].legend(title="angle to the")
     axes[-1].set(
-        xlabel="angle θ between training embedding and class centre, in degrees", xlim=(0, 140), xticks=range(0, 141, 20)
+        xlabel="angle θ between training embedding and class centre, in degrees",
+        xlim=(0, 140),
+        xticks=range(0, 141, 20),
     )
     figure.suptitle(f"{_title(record)}: embeddings turn towards their own centre", fontsize=11)
     return figure
@@ -122,19 +184,41 @@ def embedding(record: dict, arrays: dict) -> plt.Figure:
     together = np.concatenate([points, centres])
     distance = np.arccos(np.clip(together @ together.T, -1, 1))
     np.fill_diagonal(distance, 0)
-    flat = TSNE(metric="precomputed", init="random", perplexity=min(40, len(together) // 4), random_state=0).fit_transform(
-        distance
-    )
+    flat = TSNE(
+        metric="precomputed", init="random", perplexity=min(40, len(together) // 4), random_state=0
+    ).fit_transform(distance)
     labels, classes = arrays["labels"][: len(points)], arrays["classes"]
     figure, axes = plt.subplots(figsize=(7.2, 5.4))
     for k, name in enumerate(classes):
         mine = flat[: len(points)][labels == k]
-        axes.scatter(*mine.T, s=9, alpha=0.6, linewidths=0, color=CLASS_COLOURS[k], marker=CLASS_MARKERS[k], label=name)
         axes.scatter(
-            *flat[len(points) + k], s=110, color=CLASS_COLOURS[k], marker=CLASS_MARKERS[k], edgecolors="white", linewidths=1.5
+            mine[:, 0],
+            mine[:, 1],
+            s=9,
+            alpha=0.6,
+            linewidths=0,
+            color=CLASS_COLOURS[k],
+            marker=CLASS_MARKERS[k],
+            label=name,
+        )
+        x, y = flat[len(points) + k]
+        axes.scatter(
+            x,
+            y,
+            s=110,
+            color=CLASS_COLOURS[k],
+            marker=CLASS_MARKERS[k],
+            edgecolors="white",
+            linewidths=1.5,
         )
         text = axes.annotate(
-            name, flat[len(points) + k], xytext=(0, 9), textcoords="offset points", ha="center", fontsize=9, weight="bold"
+            name,
+            (x, y),
+            xytext=(0, 9),
+            textcoords="offset points",
+            ha="center",
+            fontsize=9,
+            weight="bold",
         )
         text.set_bbox({"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1})
     axes.set(xticks=[], yticks=[], xlabel="t-SNE of the angles between embeddings (no units)")
@@ -145,7 +229,11 @@ def embedding(record: dict, arrays: dict) -> plt.Figure:
 
 def _name_axes(axes: plt.Axes, classes: list[str]) -> None:
     """Rows and columns bear the names of the classes; words stand aslant under their columns."""
-    aslant = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if max(map(len, classes)) > 2 else {}
+    aslant: dict[str, Any] = (
+        {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+        if max(map(len, classes)) > 2
+        else {}
+    )
     axes.set_xticks(range(len(classes)), classes, **aslant)
     axes.set_yticks(range(len(classes)), classes)
 
@@ -162,11 +250,20 @@ def centres(record: dict, arrays: dict) -> plt.Figure:
     image = axes.imshow(theta, cmap="RdBu", vmin=limit - spread, vmax=limit + spread)
     for i, j in np.argwhere(~np.isnan(theta)):
         dark = abs(theta[i, j] - limit) > 0.6 * spread
-        axes.text(j, i, f"{theta[i, j]:.0f}", ha="center", va="center", fontsize=8, color="white" if dark else "black")
+        axes.text(
+            j,
+            i,
+            f"{theta[i, j]:.0f}",
+            ha="center",
+            va="center",
+            fontsize=8,
+            color="white" if dark else "black",
+        )
     _name_axes(axes, arrays["classes"])
     axes.grid(False)
     axes.set_title(
-        f"{_title(record)}: angles between class centres\nnearest other: {nearest:.1f}° on average; simplex limit: {limit:.1f}°"
+        f"{_title(record)}: angles between class centres\n"
+        f"nearest other: {nearest:.1f}° on average; simplex limit: {limit:.1f}°"
     )
     bar = figure.colorbar(image, label="angle in degrees")
     bar.ax.axhline(limit, color="black", linewidth=1.5)
@@ -176,7 +273,9 @@ def centres(record: dict, arrays: dict) -> plt.Figure:
 def confusion(record: dict, arrays: dict) -> plt.Figure:
     """Confusion matrix of the test images, counts."""
     figure, axes = plt.subplots(figsize=(6.4, 5.4))
-    matrix = confusion_matrix(arrays["labels"], arrays["predicted"], labels=range(len(arrays["classes"])))
+    matrix = confusion_matrix(
+        arrays["labels"], arrays["predicted"], labels=range(len(arrays["classes"]))
+    )
     wrong = matrix.astype(float)
     np.fill_diagonal(wrong, 0)
     display = ConfusionMatrixDisplay(matrix)
@@ -191,7 +290,8 @@ def confusion(record: dict, arrays: dict) -> plt.Figure:
     axes.grid(False)
     axes.set(xlabel="predicted class", ylabel="true class")
     axes.set_title(
-        f"{_title(record)}: {int(wrong.sum())} of {matrix.sum()} test images are wrong\n(number of images; darker: more mistakes)"
+        f"{_title(record)}: {int(wrong.sum())} of {matrix.sum()} test images are wrong\n"
+        "(number of images; darker: more mistakes)"
     )
     return figure
 
@@ -208,10 +308,13 @@ def mistakes(record: dict, arrays: dict) -> plt.Figure:
         true, predicted = arrays["labels"][at], arrays["predicted"][at]
         axis.imshow(image.squeeze(), cmap="gray")
         axis.set_title(
-            f"is {classes[true]}, {theta[true]:.0f}°\nsaid {classes[predicted]}, {theta[predicted]:.0f}°", fontsize=7.5
+            f"is {classes[true]}, {theta[true]:.0f}°\n"
+            f"said {classes[predicted]}, {theta[predicted]:.0f}°",
+            fontsize=7.5,
         )
     figure.suptitle(
-        f"{_title(record)}: the most confident mistakes, with the angles\nto the centres of the true and of the predicted class",
+        f"{_title(record)}: the most confident mistakes, with the angles\n"
+        "to the centres of the true and of the predicted class",
         fontsize=11,
     )
     return figure
@@ -225,21 +328,25 @@ def times(record: dict) -> tuple[str, str, str]:
 
 def _hardest(record: dict) -> str:
     """Which part of the training images the middle epochs consist of; empty if of all."""
-    part = record.get("hardest", 1)
-    return f"hardest {part:.0%}" if part < 1 and record["epochs"] > 2 * WHOLE else ""
+    part, full = (record["hyperparameters"][key] for key in ("hardest", "full_epochs"))
+    return f"hardest {part:.0%}" if part < 1 and record["epochs"] > 2 * full else ""
 
 
 def _training(record: dict) -> str:
     hardest = _hardest(record)
-    return f"training (epochs {WHOLE + 1} to {record['epochs'] - WHOLE}: {hardest})" if hardest else "training"
+    full = record["hyperparameters"]["full_epochs"]
+    middle = f"epochs {full + 1} to {record['epochs'] - full}"
+    return f"training ({middle}: {hardest})" if hardest else "training"
 
 
 def _curve(record: dict, key: str, factor: float) -> tuple[list[int], list[float]]:
-    return [entry["epoch"] for entry in record["history"]], [factor * entry[key] for entry in record["history"]]
+    return [entry["epoch"] for entry in record["history"]], [
+        factor * entry[key] for entry in record["history"]
+    ]
 
 
 def _epochs(axes: plt.Axes, record: dict) -> None:
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="x", integer=True)
     axes.set_xlim(0.5 if record["epochs"] > 1 else 0, record["epochs"] + 0.5)
 
 
@@ -248,5 +355,35 @@ def _title(record: dict) -> str:
     return f"{name}, {record['loss']}"
 
 
+def main(argv: list[str] | None = None) -> int:
+    """Redraw the pictures of runs. Returns the exit status: 0, 1 (a problem), 130 (Ctrl-C)."""
+    from experiment.cli import path  # here: drawing itself knows nothing of the training
+
+    protect_streams()
+    parser = argparse.ArgumentParser(
+        prog="python -m experiment.figures",
+        description="Redraw the pictures of runs from their run.json and arrays.npz.",
+        allow_abbrev=False,
+    )
+    text = "of a run, such as figures/mnist"
+    parser.add_argument("folders", nargs="+", type=path, metavar="FOLDER", help=text)
+    options = parser.parse_args(argv)
+
+    def work() -> None:
+        for folder in options.folders:
+            try:
+                draw_run(folder)
+            except (AttributeError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+                plt.close("all")
+                what = f"{type(error).__name__}: {error}".splitlines()[0]
+                raise Problem(
+                    f"{folder} cannot be drawn ({what}): run.json or arrays.npz is not what a "
+                    "script writes. Run the script again."
+                ) from error
+            print(f"The pictures in {folder} are drawn.")
+
+    return exit_status(work)
+
+
 if __name__ == "__main__":
-    draw_run(Path(sys.argv[1]))
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""The convolution block that both networks are made of."""
+"""The convolution block of both networks."""
 
 import torch
 import torch.nn.functional as F
@@ -6,12 +6,13 @@ from torch import Tensor, nn
 
 
 class Conv(nn.Module):
-    """3×3 convolution, padding 1, no bias. Its filters are the rows of a matrix, which is what Muon updates.
+    """3×3 convolution, padding 1, no bias. Its filters are the rows of a matrix, as Muon needs
+    them.
 
-    The first filters pass one input channel through unchanged, the others are random; all have length 1.
-    BatchNorm follows every convolution, so that only the direction of a filter matters: the training
-    loop calls :meth:`renormalise` before each step, and the learning rate alone says by what angle a
-    step turns the filters.
+    The first filters pass one input channel through unchanged but for a factor, the others are
+    random. BatchNorm follows every convolution, so only the direction of a filter matters: the
+    training loop calls :meth:`renormalise` before each step, and the learning rate alone then
+    says by what angle a step turns the filters.
     """
 
     def __init__(self, in_channels: int, out_channels: int):
@@ -30,23 +31,33 @@ class Conv(nn.Module):
 
     @torch.no_grad()
     def renormalise(self) -> None:
-        """Rescale the matrix so that its rows have length 1 in the root mean square."""
-        self.weight *= len(self.weight) ** 0.5 / torch.linalg.matrix_norm(self.weight)
+        """Rescale the matrix so that the root mean square of its rows' lengths is 1."""
+        self.weight.mul_(len(self.weight) ** 0.5 / torch.linalg.matrix_norm(self.weight))
 
 
-def batch_norm(channels: int) -> nn.BatchNorm2d:
-    """BatchNorm with a bias but no learnt scale, and statistics over about the last three batches."""
-    norm = nn.BatchNorm2d(channels, momentum=0.4)
+def batch_norm(channels: int, momentum: float) -> nn.BatchNorm2d:
+    """BatchNorm with a bias but no learnt scale.
+
+    Args:
+        momentum: the weight of the newest batch in the running statistics.
+    """
+    norm = nn.BatchNorm2d(channels, momentum=momentum)
     norm.weight.requires_grad_(False)
     return norm
 
 
-def block(in_channels: int, out_channels: int, residual: bool = False) -> list[nn.Module]:
-    """Two convolutions, each with BatchNorm and GELU; the first one halves the image. Three with ``residual``."""
-    first = [Conv(in_channels, out_channels), nn.MaxPool2d(2), batch_norm(out_channels), nn.GELU()]
-    second = [Conv(out_channels, out_channels), batch_norm(out_channels), nn.GELU()]
+def block(
+    in_channels: int, out_channels: int, bn_momentum: float, residual: bool = False
+) -> list[nn.Module]:
+    """Two convolutions with BatchNorm and GELU, three if residual; the first halves the image."""
+
+    def norm() -> nn.BatchNorm2d:
+        return batch_norm(out_channels, bn_momentum)
+
+    first = [Conv(in_channels, out_channels), nn.MaxPool2d(2), norm(), nn.GELU()]
+    second = [Conv(out_channels, out_channels), norm(), nn.GELU()]
     if residual:
-        second = [Residual(*second, Conv(out_channels, out_channels), batch_norm(out_channels)), nn.GELU()]
+        second = [Residual(*second, Conv(out_channels, out_channels), norm()), nn.GELU()]
     return [*first, *second]
 
 

@@ -1,49 +1,77 @@
-"""What a run leaves on disk: JSON records, arrays and checkpoints, each written whole or not at all."""
+"""JSON records, arrays and checkpoints, each written whole or not at all."""
 
+import io
 import json
 import os
-import platform
-import subprocess
-import sys
+import re
+import shutil
 import zipfile
-from collections.abc import Callable
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO, Any, TypedDict
 
-import matplotlib
 import numpy as np
 import torch
-import torchvision
-from scipy import stats
+
+from experiment.errors import Problem, out_of_memory, reason, unwritable
 
 ROOT = Path(__file__).resolve().parent.parent
+MOST_BYTES = 2**30  # that a file read here is decompressed to
+TEMPORARY = re.compile(r"\.(.+)\.(\d+)\.tmp(\..+)?")  # the number is that of the process
 
 
-class Problem(Exception):
-    """Something the user can mend. Its text, one line, names the problem and the remedy."""
+class Epoch(TypedDict):
+    """One epoch in a record's history. Losses include the margin; the accuracies do not."""
+
+    epoch: int
+    train_loss: float
+    train_accuracy: float
+    test_loss: float
+    test_accuracy: float
+    seconds: float
 
 
-def exit_status(work: Callable[[], int | None], go_on: str = "Nothing is half-written; start it again.") -> int:
-    """Call work(). Returns its status, 0 for None; after a line on stderr 1 for a Problem, 130 for Ctrl-C.
+class Record(TypedDict):
+    """What ``run.json`` holds; a record in ``seeds.json`` or ``gpu.json`` lacks the history.
 
-    Args:
-        go_on: what the line after Ctrl-C adds, for the user to know how the work continues.
+    Accuracies are fractions, angles degrees. scale and margin are None where the loss has none.
     """
-    try:
-        return work() or 0
-    except Problem as problem:
-        print(f"error: {problem}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"\nInterrupted. {go_on}", file=sys.stderr)
-        return 130
+
+    dataset: str
+    recipe: str
+    loss: str
+    scale: float | None
+    margin: float | None
+    embedding_size: int
+    epochs: int
+    batch_size: int
+    seed: int
+    device: str
+    precision: str
+    processes: int
+    threads: int
+    hyperparameters: dict[str, Any]
+    parameters: int
+    train_seconds: float
+    total_seconds: float
+    test_accuracy: float
+    test_accuracy_tta: float | None
+    history: list[Epoch]
+    angles: dict[str, float]
+    device_name: str
+    versions: dict[str, str | None]
+    command: str
+    data_md5: dict[str, str]
 
 
 @contextmanager
-def replacing(path: Path):
-    """A temporary path beside ``path`` that takes its place once the block has written it without an error.
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` that takes its place once the block has written it without
+    an error.
 
-    Raises Problem where the file cannot be written (a full disk, no permission); ``path`` is then as it was.
+    Raises Problem where the file cannot be written (a full disk, no permission); ``path`` is then
+    as it was.
     """
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
@@ -53,136 +81,167 @@ def replacing(path: Path):
             os.fsync(written.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise Problem(
-            f"{path} could not be written: {error.strerror or error}. Free some space or choose another --out."
-        ) from error
-    except RuntimeError as error:  # what torch.save raises when its writer fails
-        raise Problem(f"{path} could not be written: {str(error).splitlines()[0]}. Is the disk full?") from error
+        raise Problem(f"{path} could not be written: {unwritable(error)}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
-def check_writable(folder: Path) -> None:
-    """Raise Problem unless files can be made in ``folder``; it is created if need be."""
-    if folder.exists() and not folder.is_dir():
-        raise Problem(f"--out {folder} is a file. Give a folder for the run's pictures and records.")
+def write(path: Path, content: bytes | memoryview) -> None:
+    """Write a file, whole or not at all. Raises Problem where that is impossible."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def check_writable(folder: Path, option: str = "--out") -> None:
+    """Raise Problem unless files can be made in ``folder``; it is created if need be.
+
+    What an earlier process that was killed left half-written in it is removed.
+
+    Args:
+        option: how the user named the folder.
+    """
     try:
+        if folder.exists() and not folder.is_dir():
+            raise Problem(f"{option} {folder} is a file. Give a folder.")
         folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(folder)
         probe = folder / f".probe.{os.getpid()}.tmp"
-        probe.write_bytes(b"\0" * 4096)
-        probe.unlink()
+        try:
+            probe.write_bytes(b"\0" * 4096)
+        finally:
+            probe.unlink(missing_ok=True)
     except OSError as error:
-        raise Problem(f"--out {folder} cannot be written: {error.strerror}. Choose another folder with --out.") from error
+        raise Problem(f"{option} {folder} cannot be written: {unwritable(error)}") from error
 
 
-def save_json(path: Path, record: dict | list) -> None:
-    """Write a record, indented, with one line for each entry of a list of plain records."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+def remove_leftovers(folder: Path, stem: str = "") -> None:
+    """Remove the temporary files in ``folder`` whose processes are gone, as far as it can be done.
+
+    Args:
+        stem: of the files and folders meant; those of all files if empty.
+    """
+    with suppress(OSError):
+        for path in folder.iterdir():
+            match = TEMPORARY.fullmatch(path.name)
+            if match and stem in ("", match[1]) and gone(int(match[2])):
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
 
 
-def load_json(path: Path) -> dict | list:
-    """Read a record. Raises Problem if it is missing or damaged."""
+def gone(process: int) -> bool:
+    """Whether a process, by its number, has ended. Never on Windows, where asking would end it."""
+    if process == os.getpid():
+        return True  # of an earlier process with the number that this one has now
+    if os.name != "posix":
+        return False
     try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except PermissionError:
+        pass
+    return False
+
+
+@contextmanager
+def reading(path: Path, remedy: str) -> Iterator[None]:
+    """Turn what can go wrong while ``path`` is read into a Problem that says which of it did.
+
+    Args:
+        remedy: what to do about a file that is missing or damaged.
+    """
+    try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise Problem(f"{path} is not a file. Delete it. {remedy}")
+        yield
+    except Problem:
+        raise
+    except FileNotFoundError as error:
+        raise Problem(f"{path} does not exist. {remedy}") from error
+    except OSError as error:
+        check = " Check its permissions." if isinstance(error, PermissionError) else ""
+        raise Problem(f"{path} cannot be read: {reason(error)}.{check}") from error
+    except Exception as error:  # a damaged file can make a reader raise almost anything
+        if out_of_memory(error):
+            raise Problem(f"{path} does not fit into memory.") from error
+        raise Problem(
+            f"{path} is damaged, or not a file that this program wrote. Delete it. {remedy}"
+        ) from error
+
+
+def save_json(path: Path, record: object) -> None:
+    """Write a record, or a list of them, indented."""
+    write(path, _encode(json.dumps(record, indent=1, ensure_ascii=False)))
+
+
+def load_json(path: Path) -> Any:
+    """Read what :func:`save_json` wrote. Raises Problem if it is missing or damaged."""
+    with reading(path, "Run the command that writes it again."):
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise Problem(f"{path} cannot be read ({error}). Run the experiment that writes it again.") from error
 
 
-def interval(values: list[float]) -> tuple[float, float]:
-    """Mean of the values, and half the width of its 95% confidence interval (Student's t)."""
-    half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-    return float(np.mean(values)), float(half)
+def append_line(path: Path, record: Mapping[str, Any]) -> None:
+    """Add a record to a JSON Lines file, which is made if need be."""
+    before = path.read_bytes() if path.exists() else b""
+    write(path, before + _encode(json.dumps(record, ensure_ascii=False)))
 
 
-def cell(values: list[float], digits: int) -> str:
-    """A mean with its interval, to so many digits; a single value has none."""
-    mean, half = interval(values)
-    return f"{mean:.{digits}f} ± {half:.{digits}f}" if len(values) > 1 else f"{mean:.{digits}f}"
+def load_lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a JSON Lines file. Raises Problem if it is missing or damaged."""
+    with reading(path, "Run the command that writes it again."):
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
-def markdown(head: list[str], rows: list[list[str]]) -> str:
-    """A table in Markdown."""
-    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *rows])
-
-
-def fill(text: str, name: str, content: str) -> str:
-    """The text with ``content`` between its marks <!-- name --> and <!-- /name -->. Raises Problem without them."""
-    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-    if start not in text or end not in text:
-        raise Problem(f"The marks {start} and {end} are missing. Restore the file from git.")
-    return f"{text.split(start)[0]}{start}\n{content}\n{end}{text.split(end)[1]}"
-
-
-def fill_file(path: Path, tables: dict[str, str]) -> None:
-    """Put each table between its marks in a Markdown file. Raises Problem, the file as it was, where that fails."""
-    text = path.read_text(encoding="utf-8")
-    for name, content in tables.items():
-        text = fill(text, name, content)
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+def _encode(text: str) -> bytes:
+    """JSON as UTF-8. Bytes of a file's name that are not UTF-8 become JSON's own escapes."""
+    return f"{text}\n".encode("utf-8", "backslashreplace")
 
 
 def save_arrays(path: Path, **arrays: np.ndarray) -> None:
     """Write what the pictures need, compressed."""
-    with replacing(path) as temporary:
-        np.savez_compressed(temporary, **arrays)
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays)  # type: ignore[arg-type]
+    write(path, content.getbuffer())
 
 
 def load_arrays(path: Path) -> dict[str, np.ndarray]:
     """Read what :func:`save_arrays` wrote. Raises Problem if it is missing or damaged."""
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
+    with reading(path, "Run the script again."), open(path, "rb") as file:
+        check_zip(file)
+        with np.load(file, allow_pickle=False) as arrays:
             return dict(arrays)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise Problem(f"{path} cannot be read ({error}). Run the script again.") from error
 
 
-def save_torch(path: Path, state: dict) -> None:
+def save_torch(path: Path, state: Mapping[str, Any]) -> None:
     """Write a checkpoint or a model: tensors, numbers, strings, lists and dictionaries."""
-    with replacing(path) as temporary:
-        torch.save(state, temporary)
+    content = io.BytesIO()  # PyTorch's own writer does not tell a full disk from other errors
+    torch.save(state, content)
+    write(path, content.getbuffer())
 
 
-def load_torch(path: Path, map_location: str | torch.device = "cpu") -> dict:
-    """Read a checkpoint or a model; never runs code from it. Raises Problem if it is damaged or no such file."""
-    try:
-        return torch.load(path, map_location=map_location, weights_only=True)
-    except Exception as error:  # a damaged file can make the reader raise almost anything
-        raise Problem(f"{path} is damaged, or not a file that this program wrote. Delete it and train again.") from error
+def load_torch(path: Path, map_location: str | torch.device = "cpu") -> Any:
+    """Read a checkpoint or a model, never running code from it.
+
+    Raises Problem if it is missing, unreadable or damaged: the checksums in the file are compared.
+    """
+    with reading(path, "Then train again."), open(path, "rb") as file:
+        check_zip(file)
+        return torch.load(file, map_location=map_location, weights_only=True)
 
 
-def versions() -> dict[str, str | None]:
-    """What it would take to repeat a run beside its settings: versions, machine, git commit where there is one."""
-    try:
-        git = subprocess.run(
-            ["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        git = None
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "numpy": np.__version__,
-        "matplotlib": matplotlib.__version__,
-        "git_commit": git,
-    }
+def check_zip(file: IO[bytes], most_bytes: int = MOST_BYTES) -> None:
+    """Compare all that a zip file holds with its checksums. Raises BadZipFile, among others.
 
-
-def device_name(device: torch.device) -> str:
-    """The name of the device as a person would say it, with the number of threads on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    if device.type == "cpu":
-        return f"CPU ({cpu_model()}), {torch.get_num_threads()} threads"
-    return device.type
-
-
-def cpu_model() -> str:
-    """The processor's model name, or its architecture where the system does not tell."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+    PyTorch does not do that, and NumPy does not for all of an array. What would take more than
+    ``most_bytes`` in memory, and more than the file itself, is refused too.
+    """
+    with zipfile.ZipFile(file) as archive:
+        size = sum(entry.file_size for entry in archive.infolist())
+        if size > max(most_bytes, os.fstat(file.fileno()).st_size):
+            raise zipfile.BadZipFile("far more than any file of ours holds")
+        if (entry := archive.testzip()) is not None:
+            raise zipfile.BadZipFile(entry)
+    file.seek(0)

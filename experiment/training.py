@@ -1,66 +1,79 @@
-"""The training loop: recipe, schedule, precision, data-parallel training, checkpoints, resume."""
+"""What surrounds a training step: the choice of images, measurements, checkpoint, resume."""
 
-import ctypes
 import math
-import os
-import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from arcface_loss import ArcMarginProduct
 from experiment import records
 from experiment.data import Data
-from experiment.evaluation import angles_to_centres, autocast, embed, loss_and_correct
-from experiment.layers import Conv
-from experiment.records import Problem
+from experiment.errors import Problem
+from experiment.evaluation import Head, angles_to_centres, embed, loss_and_accuracy, own_and_other
+from experiment.machine import autocast, first_on_rank_0, rank_and_processes
+from experiment.records import Epoch
 
-WARM_UP = 0.1  # of all steps; the learning rates rise linearly until then, and fall linearly to 0 after
-WHOLE = 2  # epochs at the start, and at the end, that consist of all images, whatever the recipe's ``hardest``
-SNAPSHOT = 10  # steps at the start, in the middle and at the end whose angles are kept
-SHOW = 10  # steps between two updates of the progress bar, the only times that the device is waited for
+SNAPSHOT_STEPS = 10  # at the start, in the middle and at the end: their angles are kept
+LOG_EVERY = 10  # steps between two updates of the progress bar; only then is the device waited for
+
+LOSSES = ("softmax", "norm-softmax", "sphereface", "cosface", "arcface", "cm1")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What a script brings to a run: its network, augmentation and tuned settings.
+    """Everything that was chosen for a data set. What no option changes stands in a run's record.
 
-    ``augment(images, flip, progress, generator)`` turns a batch of uint8 images, N × H × W × C, into floats,
-    N × C × H × W in [0, 1]. flip (bool, N) names those to mirror, if any are: about half, each of them every
-    other time that it is seen; progress, in [0, 1), is the part of the training that is done.
-    learning_rates: the peaks, as :func:`make_optimizers` names them.
-    hardest: the part of the training images that an epoch, other than the first and last two, consists of: those whose
-    loss was largest when they were last trained on. The others wait until their loss is among the largest.
+    network, augmentation: keyword arguments of the script's ``Network`` and ``augment``.
+    muon, sgd: keyword arguments of the two optimizers.
+    learning_rates: the peaks. warm_up: the fraction of the steps in which the rates rise
+        linearly; then they fall linearly to 0.
+    hardest: the fraction of the training images used in each middle epoch: those with the largest
+        loss when last seen. full_epochs: how many epochs at the start, and at the end, use all
+        images.
+    views: of test-time augmentation, as in :func:`experiment.evaluation.tta_logits`; empty for
+    none.
+    default_margins: the margin of each loss that has one.
     """
 
     dataset: str
-    network: Callable[[int], nn.Module]
-    augment: Callable[[Tensor, Tensor, float, torch.Generator], Tensor]
+    network: dict
+    augmentation: dict
     learning_rates: dict[str, float]
+    muon: dict
+    sgd: dict
+    warm_up: float
+    hardest: float
+    full_epochs: int
+    views: list[list[float]]
     epochs: int
     batch_size: int
     embedding_size: int
     scale: float
-    margins: dict[str, float]
-    views_at_test: bool
-    hardest: float = 1.0
+    default_margins: dict[str, float]
+
+    @property
+    def hyperparameters(self) -> dict:
+        """What no option changes, as it stands in a record and a checkpoint."""
+        changeable = {"dataset", "epochs", "batch_size", "embedding_size", "scale"}
+        changeable.add("default_margins")
+        return {key: value for key, value in asdict(self).items() if key not in changeable}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What a run is asked to do. Two runs with equal settings on one machine end with equal weights."""
+    """What a run is asked to do. Equal settings on one machine end with equal weights."""
 
     dataset: str
+    recipe: str = "default"
     loss: str
     scale: float | None
     margin: float | None
@@ -70,19 +83,20 @@ class Settings:
     seed: int
     device: str
     precision: str
-    recipe: str = "default"
+    processes: int = 1
+    threads: int
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Trained:
-    """The outcome of :func:`train`.
+    """The outcome of a training.
 
-    snapshots: θ in radians to the own and to the nearest other centre, 3 × M × 2, for the samples of the first,
-    the middle and the last steps of the training.
+    snapshots: θ in radians to the own and to the nearest other centre, 3 × M × 2, for the images
+    of the first, the middle and the last steps.
     """
 
     network: nn.Module
-    head: nn.Module
+    head: Head
     history: list[dict]
     snapshots: Tensor
     seconds: float
@@ -92,260 +106,389 @@ class Diverged(Problem):
     """The loss is not finite, or the network does not learn."""
 
 
-LOSSES = ("softmax", "norm-softmax", "sphereface", "cosface", "arcface", "cm1")
+@dataclass(frozen=True)
+class Batch:
+    """The images of one step, or this process's share of them.
 
-
-def make_head(settings: Settings, classes: int) -> nn.Module:
-    """The last layer for one of LOSSES: a linear layer for softmax, otherwise an ArcMarginProduct."""
-    margins = {
-        "norm-softmax": {"m": 0.0},
-        "sphereface": {"m": 0.0, "m1": settings.margin},
-        "cosface": {"m": 0.0, "m3": settings.margin},
-        "arcface": {"m": settings.margin},
-        "cm1": {"m": 0.3, "m3": 0.2},
-    }
-    if settings.loss == "softmax":
-        return nn.Linear(settings.embedding_size, classes)
-    head = ArcMarginProduct(settings.embedding_size, classes, s=settings.scale, **margins[settings.loss])
-    with torch.no_grad():  # unit rows: the length of a row divides its gradient, so the learning rate depends on it
-        head.weight.copy_(F.normalize(head.weight))
-    return head
-
-
-def make_optimizers(rates: dict[str, float], network: nn.Module, head: nn.Module) -> list[torch.optim.Optimizer]:
-    """Muon turns the filters; SGD moves biases, the embedding matrix and the head.
-
-    Args:
-        rates: peak learning rates of the network's "filters" and "others", of a cosine "head" and of a "linear head":
-            plain softmax has one of its own, because its gradient grows with the embedding's length.
+    index (int64, N) numbers them among the training images. flip (bool, N): alternating flip,
+    i.e. each image is mirrored every second time it is drawn. progress, in [0, 1): the fraction of
+    the training that is done.
     """
-    filters = [module.weight for module in network.modules() if isinstance(module, Conv)]
-    matrices = {id(parameter) for parameter in filters}
-    others = [p for p in network.parameters() if p.requires_grad and id(p) not in matrices]
-    head_lr = rates["linear head" if isinstance(head, nn.Linear) else "head"]
-    return [
-        torch.optim.Muon(filters, lr=rates["filters"], momentum=0.6, weight_decay=0, ns_steps=3),
-        torch.optim.SGD(
-            [{"params": others, "lr": rates["others"]}, {"params": head.parameters(), "lr": head_lr}],
-            momentum=0.85,
-            nesterov=True,
-        ),
-    ]
+
+    step: int
+    index: Tensor
+    images: Tensor
+    label: Tensor
+    flip: Tensor
+    progress: float
 
 
 class Classifier(nn.Module):
-    """Network and head as one module, which is what DistributedDataParallel wraps."""
+    """Network and head as one module, which DistributedDataParallel can wrap."""
 
-    def __init__(self, network: nn.Module, head: nn.Module):
+    def __init__(self, network: nn.Module, head: Head, precision: str):
         super().__init__()
-        self.network, self.head = network, head
+        self.network, self.head, self.precision = network, head, precision
 
-    def forward(self, images: Tensor, label: Tensor, precision: str) -> tuple[Tensor, Tensor]:
-        """Logits (margin included) and embeddings, both float32."""
-        with autocast(images.device, precision):
+    def forward(self, images: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (margin included), N × n, and embeddings, N × d, both float32."""
+        with autocast(images.device, self.precision):
             embeddings = self.network(images)
         embeddings = embeddings.float()
-        plain = isinstance(self.head, nn.Linear)
-        return self.head(embeddings) if plain else self.head(embeddings, label), embeddings
+        if isinstance(self.head, nn.Linear):
+            return self.head(embeddings), embeddings
+        return self.head(embeddings, label), embeddings
 
 
-def train(recipe: Recipe, settings: Settings, data: Data, checkpoint: Path, resume: bool) -> Trained:
-    """Train network and head, with a checkpoint after every epoch.
+def margins(loss: str, margin: float | None) -> dict:
+    """ArcMarginProduct's keyword arguments for each of LOSSES but softmax, a plain linear layer."""
+    known: dict[str, dict] = {
+        "norm-softmax": {"m": 0.0},
+        "sphereface": {"m": 0.0, "m1": margin},
+        "cosface": {"m": 0.0, "m3": margin},
+        "arcface": {"m": margin},
+        "cm1": {"m": 0.3, "m3": 0.2},
+    }
+    return known[loss]
 
-    Under torchrun each process takes its share of every batch; gradients are averaged, BatchNorm's
-    statistics are each process's own, and only rank 0 prints and writes.
+
+class Training:
+    """Everything about a training but the step itself, which the script shows.
+
+    Under torchrun each process takes its share of every batch. The gradients, the losses by which
+    images are chosen and all training figures are those of all processes together; BatchNorm's
+    statistics are each process's own. Only rank 0 evaluates, prints and writes.
 
     Args:
-        data: already on the device that ``settings`` names.
-        checkpoint: the file to write after each epoch, and with ``resume`` to start from.
+        network, head, optimizers: on the CPU; the parameters are moved to the device of the data.
+        data: on the device that ``settings`` names.
+        out: the folder of the checkpoint, which is written after each epoch.
+        resume: whether to go on from that checkpoint, where there is one.
 
     Raises:
-        Diverged: training fails; the last epoch's checkpoint stays on disk.
-        Problem: the checkpoint is damaged or belongs to other settings, or cannot be written.
+        Problem: the batch size does not fit; there is a checkpoint and ``resume`` is False; or
+            the checkpoint is damaged or of other settings.
     """
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    device, classes = data.train_images.device, len(data.classes)
-    images, labels, batch_size = data.train_images, data.train_labels, settings.batch_size
-    if not world <= batch_size <= len(images) or batch_size % world:
-        raise Problem(f"--batch-size {batch_size} must be from {world} to {len(images)} and divisible by {world}.")
 
-    torch.manual_seed(settings.seed)
-    network = recipe.network(settings.embedding_size)
-    network.prepare(images[:5000].cpu())
-    model = Classifier(network, make_head(settings, classes)).to(device, memory_format=torch.channels_last)
-    network, head = model.network, model.head
-    convolutions = [module for module in network.modules() if isinstance(module, Conv)]
-    optimizers = make_optimizers(recipe.learning_rates, network, head)
-    peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
-    parallel = DistributedDataParallel(model) if world > 1 else model
+    def __init__(
+        self,
+        network: nn.Module,
+        head: Head,
+        optimizers: list[torch.optim.Optimizer],
+        recipe: Recipe,
+        settings: Settings,
+        data: Data,
+        out: Path,
+        resume: bool,
+    ):
+        images, size = data.train_images, settings.batch_size
+        self.rank, self.world = rank_and_processes()
+        if not self.world <= size <= len(images) or size % self.world:
+            allowed = f"from {self.world} to {len(images)} and divisible by {self.world}"
+            raise Problem(f"--batch-size {size} must be {allowed}.")
+        self.recipe, self.settings, self.data = recipe, settings, data
+        self.checkpoint = out / "checkpoint.pt"
+        self.classifier = Classifier(network, head, settings.precision)
+        self.classifier.to(images.device).to(memory_format=torch.channels_last)
+        self.model = DistributedDataParallel(self.classifier) if self.world > 1 else self.classifier
+        self.optimizers = optimizers
+        for group in self._groups():
+            group["peak"] = group["lr"]
 
-    history, snapshots, seconds = [], [[], [], []], 0.0
-    last_loss = torch.full((len(images),), math.inf, device=device)  # of each image, when it was last trained on
-    seen = torch.zeros(len(images), dtype=torch.int64, device=device)  # how often that was
-    if resume and checkpoint.exists():
-        state = load_checkpoint(checkpoint, settings, device)
+        steps = len(images) // size
+        self.lengths = epoch_lengths(settings.epochs, steps, recipe.hardest, recipe.full_epochs)
+        self.first_steps = [0, *accumulate(self.lengths)]
+        self.total = self.first_steps[-1]
+        window = max(1, min(SNAPSHOT_STEPS, self.total // 3))
+        firsts = (0, (self.total - window) // 2, self.total - window)
+        self.windows = [range(first, first + window) for first in firsts]
+
+        device = images.device
+        self.history: list[dict] = []
+        self.seconds = 0.0
+        self.snapshots = torch.zeros(3, window, size, 2, device=device)
+        self.last_loss = torch.full((len(images),), math.inf, device=device)  # when last seen
+        self.seen = torch.zeros(len(images), dtype=torch.int64, device=device)  # how often
+        first_on_rank_0(self._restore if resume else self._keep_checkpoint)
+        quiet = self.rank > 0 or not sys.stderr.isatty()
+        done = self.first_steps[len(self.history)]
+        self.bar = tqdm(total=self.total, initial=done, unit="step", disable=quiet, leave=False)
+
+    def epochs(self) -> Iterator[int]:
+        """The epochs that are left. After the caller's work on one it is evaluated and saved."""
+        for epoch in range(len(self.history), self.settings.epochs):
+            self._start(epoch)
+            yield epoch
+            self._finish(epoch)  # not in a ``finally``: an unfinished epoch must not be saved
+        self.bar.close()
+
+    def _start(self, epoch: int) -> None:
+        """Choose the epoch's images. All its randomness follows from the seed and its number."""
+        self.began = time.perf_counter()
+        device, seed = self.last_loss.device, (self.settings.seed << 20) + epoch
+        order = torch.Generator(device).manual_seed(seed)
+        self.noise = torch.Generator(device).manual_seed(seed + ((self.rank + 1) << 40))
+        shuffled = torch.randperm(len(self.last_loss), generator=order, device=device)
+        size = self.settings.batch_size
+        hardest = hardest_first(self.last_loss, shuffled, self.lengths[epoch] * size)
+        self.chosen = hardest.view(-1, size)
+        self.losses = torch.zeros_like(self.last_loss)  # of this epoch, by image
+        self.angles = torch.zeros_like(self.snapshots)
+        self.sums = torch.zeros(3, device=device)  # losses, correct answers, θ to the own centre
+        self.count, self.logged = 0, (0, 0.0)  # images so far; images and correct when last logged
+        self.model.train()
+
+    def batches(self, epoch: int) -> Iterator[Batch]:
+        """The batches of an epoch, each with the learning rates of its step set."""
+        for step, batch in enumerate(self.chosen, start=self.first_steps[epoch]):
+            factor = learning_rate(step, self.total, self.recipe.warm_up)
+            for group in self._groups():
+                group["lr"] = group["peak"] * factor
+            index = batch[self.rank :: self.world]
+            images, label = self.data.train_images[index], self.data.train_labels[index]
+            flip = (index + self.seen[index]) % 2 == 0
+            yield Batch(step, index, images, label, flip, step / self.total)
+
+    @torch.no_grad()
+    def measure(self, batch: Batch, losses: Tensor, logits: Tensor, embeddings: Tensor) -> None:
+        """Add a step to the epoch's figures; every LOG_EVERY steps show them.
+
+        Args:
+            losses: cross-entropy of each image, N. logits: N × n, with the margin. embeddings: N
+            × d.
+
+        Raises:
+            Diverged: the loss is not finite, or nothing is learnt.
+        """
+        head = self.classifier.head
+        theta = angles_to_centres(embeddings.detach(), head.weight)
+        scores = logits if isinstance(head, nn.Linear) else -theta  # plain: without the margin
+        own, other = own_and_other(theta, batch.label)
+        correct = (scores.argmax(dim=1) == batch.label).sum()
+        self.losses[batch.index] = losses.detach()
+        self.sums += torch.stack([losses.detach().sum(), correct.float(), own.sum()])
+        self.count += len(own)
+        for window, kept in zip(self.windows, self.angles, strict=True):
+            if batch.step in window:
+                row = kept[batch.step - window.start]
+                row[self.rank :: self.world] = torch.stack([own, other], dim=1)
+        if (batch.step + 1) % LOG_EVERY == 0 or batch.step + 1 in self.first_steps:
+            self._log(batch.step)
+
+    def _log(self, step: int) -> None:
+        loss, correct, angle = self.sums.tolist()
+        count, before = self.logged
+        recent = (correct - before) / (self.count - count)
+        raise_if_diverged(
+            loss / self.count, recent, len(self.data.classes), step, self.total, self.settings
+        )
+        self.logged = self.count, correct
+        angle = math.degrees(angle / self.count)
+        text = f"loss {loss / self.count:.3f}, accuracy {correct / self.count:.2%}, θ {angle:.1f}°"
+        self.bar.set_postfix_str(text, refresh=False)
+        self.bar.update(step + 1 - self.bar.n)
+
+    def _finish(self, epoch: int) -> None:
+        elapsed = time.perf_counter() - self.began
+        self.seconds += elapsed
+        if self.world > 1:  # each process has the figures of its own images, and 0 for the others
+            for own in (self.losses, self.angles, self.sums):
+                dist.all_reduce(own)
+        self.last_loss[self.chosen] = self.losses[self.chosen]
+        self.seen[self.chosen] += 1
+        self.snapshots += self.angles
+        if self.rank > 0:
+            return
+        loss, correct, angle = (self.sums / (self.count * self.world)).tolist()
+        data, network = self.data, self.classifier.network
+        embeddings = embed(network, data.test_images, self.settings.precision)
+        test = loss_and_accuracy(self.classifier.head, embeddings, data.test_labels)
+        figures = {"train_loss": loss, "train_accuracy": correct}
+        figures |= {"test_loss": test[0], "test_accuracy": test[1], "seconds": elapsed}
+        self.history.append({"epoch": epoch + 1} | figures)
+        records.save_torch(self.checkpoint, self._state())
+        tqdm.write(
+            f"epoch {epoch + 1:3d}/{self.settings.epochs}  loss {loss:.4f}  train {correct:.2%}  "
+            f"test {test[1]:.2%}  θ {math.degrees(angle):.1f}°  {elapsed:.1f} s"
+        )
+        sys.stdout.flush()
+
+    def result(self) -> Trained:
+        """The trained network and head, in evaluation mode, with what was measured on the way."""
+        return Trained(
+            network=self.classifier.network.eval(),
+            head=self.classifier.head.eval(),
+            history=self.history,
+            snapshots=self.snapshots.flatten(1, 2),
+            seconds=self.seconds,
+        )
+
+    def _groups(self) -> Iterator[dict]:
+        for optimizer in self.optimizers:
+            yield from optimizer.param_groups
+
+    def _state(self) -> dict:
+        return {
+            "settings": asdict(self.settings),
+            "hyperparameters": self.recipe.hyperparameters,
+            "model": self.classifier.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "history": self.history,
+            "snapshots": self.snapshots,
+            "seconds": self.seconds,
+            "last_loss": self.last_loss,
+            "seen": self.seen,
+        }
+
+    def _keep_checkpoint(self) -> None:
+        """Raise Problem if there is a checkpoint: it would be overwritten."""
+        if self.checkpoint.exists():
+            state = read_checkpoint(self.checkpoint)
+            raise Problem(
+                f"{self.checkpoint} holds epoch {len(state['history'])} of "
+                f"{state['settings'].get('epochs')}: add --resume, or delete it to start again."
+            )
+
+    def _restore(self) -> None:
+        """Go on from the checkpoint, where there is one."""
+        if not self.checkpoint.exists():
+            return
+        state = load_checkpoint(self.checkpoint, self.settings, self.recipe, self.last_loss.device)
         try:
-            history, snapshots, seconds = state["history"], state["snapshots"], state["seconds"]
-            last_loss, seen = state["last_loss"], state["seen"]
-            model.load_state_dict(state["model"])
-            for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-                optimizer.load_state_dict(saved)
-        except (KeyError, RuntimeError, ValueError) as error:
-            raise Problem(f"{checkpoint} is of another version of this program. Start without --resume.") from error
-
-    steps = len(images) // batch_size
-    lengths = [steps] * settings.epochs
-    lengths[WHOLE:-WHOLE] = [max(1, round(recipe.hardest * steps))] * len(lengths[WHOLE:-WHOLE])
-    first_steps = [0, *accumulate(lengths)]
-    total = first_steps[-1]
-    window = max(1, min(SNAPSHOT, total // 3))
-    windows = [range(first, first + window) for first in (0, (total - window) // 2, total - window)]
-    quiet = rank > 0 or not sys.stderr.isatty()
-    bar = tqdm(total=total, initial=first_steps[len(history)], unit="step", disable=quiet, leave=False)
-    for epoch in range(len(history), settings.epochs):
-        # All randomness of an epoch follows from the seed and the epoch, so that a resumed run repeats it.
-        order, noise = torch.Generator(device), torch.Generator(device)
-        order.manual_seed((settings.seed << 20) + epoch)
-        noise.manual_seed((settings.seed << 20) + epoch + ((rank + 1) << 40))
-        shuffled = torch.randperm(len(images), generator=order, device=device)
-        hardest = last_loss[shuffled].topk(lengths[epoch] * batch_size).indices
-        batches = shuffled[hardest.sort().values].view(-1, batch_size)
-        losses = torch.zeros_like(last_loss)
-        sums = torch.zeros(3, device=device)  # loss, correct answers, θ to the own centre
-        began, shown, right = time.perf_counter(), 0, 0.0
-        model.train()
-        for step, batch in enumerate(batches, start=first_steps[epoch]):
-            index = batch[rank::world]
-            flip = (index + seen[index]) % 2 == 0
-            x, label = recipe.augment(images[index], flip, step / total, noise), labels[index]
-            logits, embeddings = parallel(x, label, settings.precision)
-            loss = F.cross_entropy(logits, label)
-            loss.backward()
-            rate = learning_rate(step, total)
-            for conv in convolutions:
-                conv.renormalise()
-            for optimizer, initial in zip(optimizers, peaks, strict=True):
-                for group, peak in zip(optimizer.param_groups, initial, strict=True):
-                    group["lr"] = peak * rate
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-
-            with torch.no_grad():
-                losses[index] = F.cross_entropy(logits, label, reduction="none")
-                embeddings = embeddings.detach()
-                theta = angles_to_centres(embeddings, head.weight)
-                own = theta.gather(1, label[:, None])
-                plain = logits if isinstance(head, nn.Linear) else -theta
-                sums += torch.stack([loss.detach(), (plain.argmax(dim=1) == label).float().mean(), own.mean()])
-                for steps_kept, kept in zip(windows, snapshots, strict=True):
-                    if step in steps_kept:
-                        other = theta.scatter(1, label[:, None], math.inf).amin(dim=1, keepdim=True)
-                        kept.append(torch.cat([own, other], dim=1))
-            done = step + 1 - first_steps[epoch]
-            if (step + 1) % SHOW == 0 or done == len(batches):
-                mean_loss, accuracy, angle = (sums / done).tolist()
-                recent = (sums[1].item() - right) / (done - shown)
-                watch(mean_loss, recent, classes, step, total, settings)
-                right = sums[1].item()
-                bar.set_postfix_str(f"loss {mean_loss:.3f}, accuracy {accuracy:.2%}, θ {math.degrees(angle):.1f}°", refresh=False)
-                bar.update(done - shown)
-                shown = done
-        elapsed = time.perf_counter() - began
-        seconds += elapsed
-        if world > 1:
-            dist.all_reduce(losses)  # each process has those of its own images, and 0 for the others
-        last_loss[batches] = losses[batches]
-        seen[batches] += 1
-
-        if rank == 0:
-            test = embed(network, data.test_images, settings.precision)
-            test_loss, correct = loss_and_correct(head, test, data.test_labels)
-            history.append(
-                {
-                    "epoch": epoch + 1,
-                    "train_loss": mean_loss,
-                    "train_accuracy": accuracy,
-                    "test_loss": test_loss,
-                    "test_accuracy": correct / len(data.test_labels),
-                    "seconds": elapsed,
-                }
-            )
-            tqdm.write(
-                f"epoch {epoch + 1:3d}/{settings.epochs}  loss {mean_loss:.4f}  train {accuracy:.2%}  "
-                f"test {correct / len(data.test_labels):.2%}  θ {math.degrees(angle):.1f}°  {elapsed:.1f} s"
-            )
-            sys.stdout.flush()
-            records.save_torch(
-                checkpoint,
-                {
-                    "settings": asdict(settings),
-                    "model": model.state_dict(),
-                    "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-                    "history": history,
-                    "snapshots": snapshots,
-                    "seconds": seconds,
-                    "last_loss": last_loss,
-                    "seen": seen,
-                },
-            )
-    bar.close()
-    return Trained(network, head, history, torch.stack([torch.cat(kept) for kept in snapshots]), seconds)
+            check_history(state["history"], self.settings.epochs)
+            check_kind("", state | {"history": []}, self._state())
+            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+                restore_optimizer(optimizer, saved)
+            self.classifier.load_state_dict(state["model"])
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            wrong = str(error).splitlines()[0]
+            raise Problem(
+                f"{self.checkpoint} is damaged, or of another version of this program ({wrong}). "
+                "Delete it to start again."
+            ) from error
+        self.history, self.seconds = state["history"], state["seconds"]
+        self.snapshots, self.last_loss = state["snapshots"], state["last_loss"]
+        self.seen = state["seen"]
 
 
-def learning_rate(step: int, total: int) -> float:
+def epoch_lengths(epochs: int, steps: int, hardest: float, full_epochs: int) -> list[int]:
+    """Steps in each epoch: ``steps`` in the first and last epochs, fewer in the middle ones."""
+    middle = max(0, epochs - 2 * full_epochs)
+    full = [steps] * min(full_epochs, epochs)
+    return [*full, *[max(1, round(hardest * steps))] * middle, *full][:epochs]
+
+
+def hardest_first(last_loss: Tensor, shuffled: Tensor, count: int) -> Tensor:
+    """The ``count`` images with the largest losses, in the order that they have in ``shuffled``.
+
+    Args:
+        last_loss: of each image, N. shuffled: a permutation of their numbers, int64, N.
+    """
+    hardest = last_loss[shuffled].topk(count).indices
+    return shuffled[hardest.sort().values]
+
+
+def learning_rate(step: int, total: int, warm_up: float) -> float:
     """The factor on the learning rates at a step: a linear rise, then a linear fall to 0."""
-    return min((step + 1) / (WARM_UP * total + 1), (total - step) / ((1 - WARM_UP) * total))
+    return min((step + 1) / (warm_up * total + 1), (total - step) / ((1 - warm_up) * total))
 
 
-def watch(loss: float, accuracy: float, classes: int, step: int, total: int, settings: Settings) -> None:
-    """Raise Diverged if the loss is not finite, or if after a tenth of the steps (20 at least) it still guesses."""
+def raise_if_diverged(
+    loss: float, accuracy: float, classes: int, step: int, total: int, settings: Settings
+) -> None:
+    """Raise Diverged if the loss is not finite, or the network still guesses after a tenth of the
+    steps.
+
+    Args:
+        loss: mean of the epoch so far. accuracy: of the last steps, in [0, 1].
+    """
     cause = f"scale {settings.scale}, margin {settings.margin}"
     remedy = f"Likely causes: {cause}, or the learning rates. Try a smaller --scale or --margin."
     if not math.isfinite(loss):
         raise Diverged(f"The loss is {loss} at step {step + 1} of {total}. {remedy}")
     if step >= max(total / 10, 20) and accuracy < 2 / classes:
-        raise Diverged(f"The training accuracy is {accuracy:.1%} after {step + 1} of {total} steps: nothing is learnt. {remedy}")
+        reached = f"{accuracy:.1%} after {step + 1} of {total} steps"
+        raise Diverged(f"The training accuracy is {reached}: nothing is learnt. {remedy}")
 
 
-def load_checkpoint(path: Path, settings: Settings, device: torch.device) -> dict:
-    """The state of an interrupted run. Raises Problem unless it was started with the same settings."""
+def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict:
+    """What a checkpoint holds, of whatever settings. Raises Problem if it cannot be read."""
     state = records.load_torch(path, device)
-    if not isinstance(state.get("settings"), dict):
-        raise Problem(f"{path} is not a checkpoint of this program. Delete it and train again.")
-    saved, wanted = state["settings"], asdict(settings)
-    differing = [f"{key} {saved.get(key)} (now {value})" for key, value in wanted.items() if saved.get(key) != value]
-    if differing:
-        raise Problem(f"{path} is of another run: {', '.join(differing)}. Repeat its options, or start without --resume.")
+    kinds = {"settings": dict, "hyperparameters": dict, "history": list}
+    for key, kind in kinds.items():
+        if not isinstance(state, dict) or not isinstance(state.get(key), kind):
+            raise Problem(f"{path} is not a checkpoint of this program. Delete it or move it away.")
     return state
 
 
-def keep_memory() -> None:
-    """Let glibc's malloc keep freed memory and hand it out again, instead of returning every large block to the system.
+def load_checkpoint(path: Path, settings: Settings, recipe: Recipe, device: torch.device) -> dict:
+    """The state of an interrupted run. Raises Problem unless it was started with equal settings."""
+    state = read_checkpoint(path, device)
+    if changed := differing(state, settings, recipe):
+        raise Problem(
+            f"{path} is of another run: {changed}. Repeat its options, or delete it to start again."
+        )
+    return state
 
-    A step frees and allocates some hundred megabytes; to have them mapped and zeroed anew costs up to a quarter of it on
-    a CPU. Elsewhere than on Linux with glibc nothing happens. See mallopt(3).
+
+def differing(saved: dict, settings: Settings, recipe: Recipe) -> str:
+    """In what a run is to differ from a saved one; empty if in nothing.
+
+    Args:
+        saved: a checkpoint or a model, with its ``settings`` and ``hyperparameters``.
     """
-    if platform.libc_ver()[0] == "glibc":
-        trim_threshold, mmap_max, arena_max = -1, -4, -8
-        for parameter, value in ((arena_max, 1), (mmap_max, 0), (trim_threshold, -1)):
-            ctypes.CDLL(None).mallopt(parameter, value)
+    before = saved["settings"] | saved["hyperparameters"]
+    wanted = asdict(settings) | recipe.hyperparameters
+    return ", ".join(
+        f"{key} {before.get(key)} (now {value})"
+        for key, value in wanted.items()
+        if type(before.get(key)) is not type(value) or before[key] != value
+    )
 
 
-def choose_device(wanted: str) -> torch.device:
-    """cuda, mps or cpu, or with "auto" the first of these that is there; under torchrun the rank's own GPU."""
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    name = next(name for name, there in available.items() if there) if wanted == "auto" else wanted
-    if not available[name]:
-        raise Problem(f"--device {name} is not available on this machine. Choose auto or cpu.")
-    return torch.device(name, int(os.environ.get("LOCAL_RANK", 0))) if name == "cuda" else torch.device(name)
+def check_history(history: list, epochs: int) -> None:
+    """Raise ValueError unless this is the history of between 1 and ``epochs`` epochs."""
+    numbers = [entry["epoch"] for entry in history]
+    values = [entry[key] for entry in history for key in Epoch.__annotations__]
+    if numbers != [*range(1, len(history) + 1)] or not 1 <= len(history) <= epochs:
+        raise ValueError(f"the history has {len(history)} epochs")
+    if not all(type(value) in (int, float) and math.isfinite(value) for value in values):
+        raise ValueError("the history has entries that are not numbers")
 
 
-def choose_precision(wanted: str, device: torch.device) -> str:
-    """bfloat16 where the machine multiplies it faster than float32: recent GPUs, CPUs with AMX or AVX512-BF16."""
-    if wanted != "auto":
-        return wanted
-    if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        fast = device.type == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
-    return "bfloat16" if fast else "float32"
+def check_kind(name: str, saved: Any, own: Any) -> None:
+    """Raise ValueError, which says where, unless ``saved`` can take the place of ``own``.
+
+    Keys, types and shapes must be equal, and no number may be NaN. What an optimizer holds is
+    checked when it is loaded.
+    """
+    if isinstance(own, dict) and isinstance(saved, dict):
+        if saved.keys() != own.keys():
+            raise ValueError(f"{name or 'the whole'} has the wrong keys")
+        for key in saved.keys() - {"settings", "hyperparameters", "optimizers"}:
+            check_kind(key, saved[key], own[key])
+    elif type(saved) is not type(own):
+        raise ValueError(f"{name} is of the wrong type")
+    elif isinstance(own, Tensor):
+        if saved.shape != own.shape or saved.dtype != own.dtype:
+            raise ValueError(f"{name} has the wrong shape or type")
+        if saved.isnan().any():
+            raise ValueError(f"{name} has entries that are not numbers")
+    elif isinstance(own, float) and not math.isfinite(saved):
+        raise ValueError(f"{name} is not a number")
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
+    """Load an optimizer's state. Raises ValueError if it is not of these weights and settings."""
+    groups = optimizer.state_dict()["param_groups"], saved["param_groups"]
+    one, other = ([group | {"lr": None} for group in found] for found in groups)
+    if one != other:
+        raise ValueError("an optimizer has other settings")
+    optimizer.load_state_dict(saved)
+    for group in optimizer.param_groups:
+        for weight in group["params"]:
+            moments = optimizer.state[weight].values()
+            if group["momentum"] and not moments:
+                raise ValueError("a momentum is missing")
+            if not all(m.shape == weight.shape and m.isfinite().all() for m in moments):
+                raise ValueError("a momentum has the wrong shape, or is not a number")

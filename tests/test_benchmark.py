@@ -1,11 +1,18 @@
-"""The benchmark: what it measures is the same loss, and its tables are those of its records."""
+"""The benchmark times the script's own step, and its tables are those of its records."""
 
-import json
+import os
+import shutil
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 
-from experiment import benchmark, records
+from experiment import records
+from study import benchmark, tables
+
+FOLDER = records.ROOT / "figures" / "benchmarks"
+
+# --- the head -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", benchmark.HEADS)
@@ -14,53 +21,104 @@ def test_each_head_makes_a_pass(method):
     assert found["seconds"] > 0 and found["peak_bytes"] > 1e7
 
 
+# --- the step -------------------------------------------------------------------------------------
+
+
 def test_the_plain_network_has_the_recipe_s_layers():
-    ours, plain = benchmark.arcface_cifar10.Network(256), benchmark.Plain()
-    shapes = [[tuple(network(torch.rand(2, 3, 32, 32)).shape)] for network in (ours, plain)]
-    assert shapes[0] == shapes[1] == [(2, 256)]
-    count = [sum(p.numel() for p in network.parameters() if p.ndim > 1) for network in (ours, plain)]
+    ours, plain = benchmark.default_network(), benchmark.Plain()
+    shapes = [tuple(network(torch.rand(2, 3, 32, 32)).shape) for network in (ours, plain)]
+    assert shapes == [(2, 256), (2, 256)]
+    count = [sum(p.numel() for p in net.parameters() if p.ndim > 1) for net in (ours, plain)]
     assert count[0] == count[1]
 
 
-def test_the_tables_are_those_of_the_records():
-    text = (benchmark.FOLDER / "README.md").read_text(encoding="utf-8")
-    for name, table in (("head", benchmark.head_table), ("step", benchmark.step_table)):
-        record = json.loads((benchmark.FOLDER / f"{name}.json").read_text())
-        assert records.fill(text, name, table(record)) == text
-        if name == "head":
-            front = benchmark.README.read_text(encoding="utf-8")
-            assert records.fill(front, name, table(record)) == front
+def test_the_step_is_that_of_the_script(monkeypatch):
+    """One call of the script's train(), with its default recipe but for the size of the images."""
+    calls, train = [], benchmark.arcface_cifar10.train
+
+    def spy(recipe, settings, data, out, resume):
+        calls.append((recipe, settings, data, resume))
+        return train(recipe, settings, data, out, resume)
+
+    monkeypatch.setattr(benchmark.arcface_cifar10, "train", spy)
+    seconds = benchmark.train_steps("recipe32", 2, images=8)
+    assert len(seconds) == 2 and min(seconds) > 0
+    ((recipe, settings, data, resume),) = calls
+    default = benchmark.arcface_cifar10.DEFAULT
+    changed = {key for key in vars(default) if vars(default)[key] != vars(recipe)[key]}
+    assert changed == {"augmentation"} and recipe.augmentation["sizes"] == [32]
+    assert (settings.precision, settings.batch_size, settings.epochs) == ("float32", 8, 2)
+    assert len(data.train_images) == 8 and not resume
 
 
-def test_a_missing_mark_is_named():
-    with pytest.raises(records.Problem, match="<!-- nothing -->"):
-        records.fill("text", "nothing", "content")
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ("recipe", ["kept", "auto"]),
+        ("unkept", ["auto"]),
+        ("recipe32", ["kept", "float32"]),
+        ("loop", ["plain"]),
+    ],
+)
+def test_methods_differ_in_memory_and_precision(method, expected, monkeypatch):
+    found = []
+    monkeypatch.setattr(benchmark.machine, "keep_malloc_arenas", lambda: found.append("kept"))
+    monkeypatch.setattr(benchmark, "train_script", lambda *arguments: found.append(arguments[-1]))
+    monkeypatch.setattr(benchmark, "plain_loop", lambda *arguments: found.append("plain"))
+    benchmark.train_steps(method, 1, images=1)
+    assert found == expected
 
 
-def test_figures_are_drawn_from_the_records(tmp_path, monkeypatch):
-    for name in ("README.md", "head.json", "step.json"):
-        (tmp_path / name).write_bytes((benchmark.FOLDER / name).read_bytes())
-    (tmp_path / "front.md").write_text("<!-- head -->\n<!-- /head -->\n", encoding="utf-8")
-    monkeypatch.setattr(benchmark, "FOLDER", tmp_path)
-    monkeypatch.setattr(benchmark, "README", tmp_path / "front.md")
-    assert benchmark.main(["figures"]) == 0
-    assert (tmp_path / "head.png").stat().st_size > 10_000 and (tmp_path / "accuracy.png").stat().st_size > 10_000
-    assert "pytorch-metric-learning" in (tmp_path / "front.md").read_text(encoding="utf-8")
-    (tmp_path / "head.json").unlink()
-    assert benchmark.main(["figures"]) == 1
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("method", benchmark.STEPS)
-def test_each_step_moves_the_network(method, monkeypatch):
-    monkeypatch.setattr(benchmark, "BATCH", 8)
-    assert benchmark.measure_step(method)["seconds"] > 0
-    shares = benchmark.profile(method)
-    assert shares["convolution"] > 0 and shares.keys() == {*benchmark.KINDS, "the rest"}
+def test_each_step_is_measured_and_profiled(method):
+    found = benchmark.measure_step(method, steps=1, images=8)
+    assert found["seconds"] > 0 and found["peak_bytes"] > 1e7
+    shares = benchmark.profile(method, steps=1, images=8)
+    assert shares.keys() == {*benchmark.KINDS, "the rest"} and min(shares.values()) > 0
 
 
-def test_the_operations_of_a_step_are_those_of_its_convolutions(monkeypatch):
-    monkeypatch.setattr(benchmark, "BATCH", 1)
-    monkeypatch.setattr(benchmark, "measure", lambda once, seconds: {"seconds": 1.0})
+def test_the_profile_is_of_the_steps_after_the_first_two(monkeypatch):
+    """The first two steps have a hundred times GELU, the others three times."""
+    weight = torch.nn.Parameter(torch.zeros(2, 2))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+
+    def steps(method, count, images):
+        for step in range(count):
+            for _ in range(3 if step >= 2 else 100):
+                torch.nn.functional.gelu(weight.detach())
+            weight.grad = torch.ones(2, 2)
+            optimizer.step()
+
+    whole = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
+    monkeypatch.setattr(torch.profiler, "profile", lambda activities: whole)
+    monkeypatch.setattr(benchmark, "train_steps", steps)
+    shares = benchmark.profile("any", steps=4)
+    gelu = [event for event in whole.events() if event.name == "aten::gelu"]
+    assert len(gelu) == 2 * 100 + 4 * 3
+    last = sorted(gelu, key=lambda event: event.time_range.start)[-12:]
+    expected = sum(event.self_cpu_time_total for event in last) / 1e6 / 4
+    assert shares["GELU"] == pytest.approx(expected)
+    assert shares["convolution"] == 0
+
+
+@pytest.mark.parametrize(
+    ("operation", "kind"),
+    [
+        ("aten::mkldnn_convolution", "convolution"),
+        ("aten::convolution_backward", "convolution"),
+        ("aten::native_batch_norm_backward", "BatchNorm"),
+        ("aten::max_pool2d_with_indices", "max-pool"),
+        ("aten::gelu_backward", "GELU"),
+        ("aten::addmm", "Muon and SGD"),
+        ("aten::index", "the rest"),
+    ],
+)
+def test_operations_have_their_kind(operation, kind):
+    assert benchmark.kind_of(operation) == kind
+
+
+def test_the_operations_of_a_step_are_those_of_its_convolutions():
     layers = [
         (24, 3, 2, 31),
         (64, 24, 3, 31),
@@ -70,15 +128,63 @@ def test_the_operations_of_a_step_are_those_of_its_convolutions(monkeypatch):
         *2 * [(256, 256, 3, 3)],
     ]
     forward = [2 * out * into * kernel**2 * size**2 for out, into, kernel, size in layers]
-    expected = forward[0] + 3 * sum(forward[1:]) + 3 * 2 * 256 * 256  # the whitening layer is not trained
-    assert benchmark.arithmetic()["step_operations"] == pytest.approx(expected, rel=0.02)
+    # The whitening layer is not trained; the embedding layer is a matrix of 256 × 256.
+    expected = forward[0] + 3 * sum(forward[1:]) + 3 * 2 * 256 * 256
+    assert benchmark.operations() == pytest.approx(expected, rel=0.02)
 
 
-def test_methods_take_turns_in_processes_of_their_own(monkeypatch):
+# --- taking turns, records ------------------------------------------------------------------------
+
+
+def test_methods_take_turns(monkeypatch):
     calls = []
-    monkeypatch.setattr(benchmark, "in_process", lambda function, *task: calls.append(task) or function(*task))
-    found = benchmark.alternate(lambda name, value: {"seconds": value * len(calls)}, [("a", 1.0), ("b", 10.0)], 3)
-    assert [task[0] for task in calls] == ["a", "b"] * 3
-    assert [run["seconds"] for run in found] == [3.0, 40.0]
-    monkeypatch.undo()
-    assert benchmark.in_process(max, 1, 2) == 2
+
+    def call(function, *task):
+        calls.append(task)
+        return function(*task)
+
+    monkeypatch.setattr(benchmark, "in_process", call)
+    seconds = {("a",): [3.0, 1.0, 2.0], ("b",): [9.0, 7.0, 8.0]}
+    tasks = [("a",), ("b",)]
+    found = benchmark.alternate(lambda name: {"seconds": seconds[name,].pop()}, tasks, 3)
+    assert calls == tasks * 3
+    assert [(run["task"], run["seconds"]) for run in found] == [(("a",), 2.0), (("b",), 8.0)]
+
+
+def test_a_measurement_is_a_process_of_its_own():
+    assert benchmark.in_process(os.getpid) != os.getpid()
+
+
+def test_the_tables_are_those_of_the_records():
+    text = (FOLDER / "README.md").read_text(encoding="utf-8")
+    for name, table in (("head", benchmark.head_table), ("step", benchmark.step_table)):
+        record = records.load_json(FOLDER / f"{name}.json")
+        assert tables.fill(text, name, table(record)) == text
+        if name == "head":
+            front = (records.ROOT / "README.md").read_text(encoding="utf-8")
+            assert tables.fill(front, name, table(record)) == front
+
+
+def test_the_picture_of_accuracy_has_the_seconds_of_the_records(tmp_path):
+    history = [{"seconds": 2.0, "test_accuracy": 0.9}, {"seconds": 3.0, "test_accuracy": 0.99}]
+    records.save_json(tmp_path / "mnist/run.json", {"history": history})
+    figure = benchmark.draw_accuracy(tmp_path)
+    (line,) = figure.axes[0].lines
+    assert list(line.get_xdata()) == [2, 5] and line.get_ydata() == pytest.approx([10, 1])
+    assert line.get_label() == "MNIST: 99.00%"
+    plt.close(figure)
+
+
+def test_figures_are_drawn_from_the_records_alone(tmp_path, capsys):
+    folder = tmp_path / "figures" / "benchmarks"
+    shutil.copytree(FOLDER, folder, ignore=shutil.ignore_patterns("*.png"))
+    (tmp_path / "README.md").write_text("<!-- head -->\n<!-- /head -->\n", encoding="utf-8")
+    history = [{"seconds": 2.0, "test_accuracy": 0.9}]
+    records.save_json(tmp_path / "figures/mnist/run.json", {"history": history})
+    assert benchmark.main(["figures"], tmp_path) == 0
+    assert {path.name for path in folder.glob("*.png")} == {"head.png", "accuracy.png"}
+    front = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert benchmark.head_table(records.load_json(folder / "head.json")) in front
+    (folder / "head.json").unlink()
+    assert benchmark.main(["figures"], tmp_path) == 1
+    assert "head.json" in capsys.readouterr().err

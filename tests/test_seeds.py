@@ -1,124 +1,202 @@
-"""The seeds' records, and the README's table of them."""
+"""Seeds are trained once, as the script trains them, and tables are those of their records."""
 
 import importlib
-import json
 from dataclasses import replace
 
 import pytest
 import torch
 
 import arcface_mnist
-from experiment import data, records, run, seeds
+from experiment import data, records
+from study import seeds, tables
+
+FIGURES = records.ROOT / "figures"
+README = (records.ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_readme_s_table_is_that_of_the_records():
-    readme = (run.ROOT / "README.md").read_text(encoding="utf-8")
-    shown = readme.split("<!-- results -->")[1].split("<!-- /results -->")[0].strip()
-    assert shown == seeds.table()
-    assert f"<!-- headline -->\n{seeds.headline()}\n<!-- /headline -->" in readme
-    for folder in seeds.DATASETS:
-        found = json.loads((run.ROOT / "figures" / folder / "seeds.json").read_text())
-        mean = sum(100 * record["test_accuracy"] for record in found) / len(found)
-        assert f"**{mean:.2f} ± " in shown and f"**{mean:.2f} ± " in seeds.headline()
+def load(name, file="seeds.json"):
+    return records.load_json(FIGURES / name / file)
 
 
-@pytest.mark.parametrize("folder", seeds.DATASETS)
-def test_the_scripts_state_what_the_records_say(folder):
-    found = json.loads((run.ROOT / "figures" / folder / "seeds.json").read_text())
-    stated = " ".join(importlib.import_module(f"arcface_{folder}").__doc__.split())
-    accuracy = records.cell([100 * record["test_accuracy"] for record in found], 2)
-    seconds = records.cell([record["train_seconds"] for record in found], 0)
-    assert f"Test accuracy {accuracy}%" in stated and f"in {seconds} s of training: means of {len(found)} seeds" in stated
+def record(seed=0, **values):
+    """A record, as the table reads it."""
+    defaults = {"dataset": "MNIST", "seed": seed, "test_accuracy": 0.99, "test_accuracy_tta": None}
+    defaults |= {"train_seconds": 3.0, "angles": {"intra_test": 10.0}}
+    return defaults | {"device_name": "a CPU", "precision": "bfloat16"} | values
 
 
-@pytest.mark.parametrize("folder", seeds.DATASETS)
-def test_seed_0_is_the_run_in_the_pictures(folder):
-    record = json.loads((run.ROOT / "figures" / folder / "run.json").read_text())
-    found = json.loads((run.ROOT / "figures" / folder / "seeds.json").read_text())
-    assert len(record.pop("history")) == record["epochs"]
-    assert record == found[0] and [entry["seed"] for entry in found] == list(range(len(found)))
-    name = {"mnist": "MNIST", "cifar10": "CIFAR-10"}[folder]
-    assert record["dataset"] == name and record["data_md5"] == data.PUBLISHED[name][1]
+# --- the records on disk --------------------------------------------------------------------------
 
 
-def test_seeds_of_the_stand_in_are_refused(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(seeds, "ROOT", tmp_path)
-    monkeypatch.setattr(seeds.subprocess, "run", finished(tmp_path))
-    assert seeds.main(["mnist"]) == 1
-    assert "synthetic" in capsys.readouterr().err
+def test_the_readme_has_the_table_and_the_headline_of_the_records():
+    assert tables.fill(README, "results", seeds.table()) == README
+    assert tables.fill(README, "headline", seeds.headline()) == README
+    for name in seeds.DATASETS:
+        runs = load(name)
+        mean = sum(100 * run["test_accuracy"] for run in runs) / len(runs)
+        assert f"**{mean:.2f} ± " in seeds.table() and f"**{mean:.2f} ± " in seeds.headline()
 
 
-def test_each_seed_is_run_once(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(seeds, "ROOT", tmp_path)
-    run_script = finished(tmp_path, dataset="MNIST")
-    monkeypatch.setattr(seeds.subprocess, "run", run_script)
-    assert seeds.main(["mnist", "--seeds", "2"]) == seeds.main(["mnist", "--seeds", "3"]) == 0
-    assert run_script.seeds == [0, 1, 2]
-    found = json.loads((tmp_path / "figures/mnist/seeds.json").read_text())
-    assert [record["seed"] for record in found] == [0, 1, 2] and "history" not in found[0]
-    assert not (tmp_path / "figures/mnist/seed-1").exists() and (tmp_path / "figures/mnist/run.json").exists()
-    assert "| MNIST | 3 | **99.00 ± 0.00** |" in capsys.readouterr().out
+@pytest.mark.parametrize("name", seeds.DATASETS)
+def test_the_scripts_state_what_the_records_say(name):
+    runs = load(name)
+    stated = " ".join((importlib.import_module(f"arcface_{name}").__doc__ or "").split())
+    accuracy = tables.mean_ci([100 * run["test_accuracy"] for run in runs], 2)
+    seconds = tables.mean_ci([run["train_seconds"] for run in runs], 0)
+    assert f"Test accuracy {accuracy}%" in stated
+    assert f"in {seconds} s of training: means of {len(runs)} seeds" in stated
 
 
-def test_the_best_recipe_has_a_folder_and_a_row_of_its_own(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(seeds, "ROOT", tmp_path)
-    monkeypatch.setattr(seeds.subprocess, "run", finished(tmp_path, dataset="CIFAR-10", folder="cifar10-best"))
-    assert seeds.main(["cifar10-best", "--seeds", "2"]) == 0
-    assert [record["seed"] for record in records.load_json(tmp_path / "figures/cifar10-best/seeds.json")] == [0, 1]
-    assert "| CIFAR-10, --recipe best | 2 | **99.00 ± 0.00** |" in capsys.readouterr().out
+@pytest.mark.parametrize("name", seeds.RECIPES)
+def test_seed_0_is_the_run_in_the_pictures(name):
+    first, runs = load(name, "run.json"), load(name)
+    assert len(first.pop("history")) == first["epochs"]
+    assert first == runs[0] and [run["seed"] for run in runs] == list(range(len(runs)))
+    dataset = {"mnist": "MNIST", "cifar10": "CIFAR-10"}[name.removesuffix("-best")]
+    assert {run["dataset"] for run in runs} == {dataset}
+    assert {run["recipe"] for run in runs} == {"best" if name.endswith("-best") else "default"}
 
 
-def test_seeds_in_turn_are_those_of_the_script(tmp_path, monkeypatch):
-    source = data.synthetic("MNIST", 600, 200)
-    monkeypatch.setattr(seeds, "ROOT", tmp_path)
+# --- tables ---------------------------------------------------------------------------------------
+
+
+def test_means_have_a_dash_for_what_was_not_measured():
+    runs = [record(0, train_seconds=8.0), record(1, test_accuracy=0.98, train_seconds=10.0)]
+    found = seeds.means(runs)
+    assert found["mean"] == "98.50 ± 6.35" and found["mean_tta"] == "–"  # 12.706·0.5
+    assert found["seconds"] == "9.0 ± 12.7" and found["intra_test"] == "10.0 ± 0.0"
+    assert seeds.means([record(test_accuracy_tta=0.995, train_seconds=83.4)]) == {
+        "mean": "99.00",
+        "mean_tta": "99.50",
+        "seconds": "83",
+        "intra_test": "10.0",
+    }
+
+
+def test_recipes_and_machines_have_rows_of_their_own(tmp_path):
+    figures = tmp_path / "figures"
+    records.save_json(figures / "mnist/gpu.json", [record(device_name="a GPU")])
+    records.save_json(figures / "mnist/seeds.json", [record()])
+    records.save_json(figures / "mnist-best/seeds.json", [record(), record(1)])
+    rows = seeds.table(tmp_path).splitlines()[2:]
+    assert rows == [
+        "| MNIST | 1 | **99.00** | – | 3.0 | 10.0° | a CPU, bfloat16 |",
+        "| MNIST, --recipe best | 2 | **99.00 ± 0.00** | – | 3.0 ± 0.0 | 10.0 ± 0.0° "
+        "| a CPU, bfloat16 |",
+        "| MNIST | 1 | **99.00** | – | 3.0 | 10.0° | a GPU, bfloat16 |",
+    ]
+
+
+def test_the_table_is_written_into_the_readme(tmp_path):
+    for name in seeds.DATASETS:
+        runs = [record(train_seconds=90.0), record(1, train_seconds=90.0)]
+        records.save_json(tmp_path / f"figures/{name}/seeds.json", runs)
+    marks = "<!-- headline -->\n<!-- /headline -->\n<!-- results -->\n<!-- /results -->\n"
+    (tmp_path / "README.md").write_text(marks, encoding="utf-8")
+    assert seeds.main(["table"], tmp_path) == 0
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "**99.00 ± 0.00%** on MNIST after 1.5 minutes of training (n = 2)" in text
+    assert seeds.table(tmp_path) in text
+
+
+# --- trainings ------------------------------------------------------------------------------------
+
+
+class Script:
+    """arcface_mnist with a recipe of two short epochs; keeps what its train() is called with."""
+
+    __doc__ = arcface_mnist.__doc__
+
+    def __init__(self):
+        recipe = replace(arcface_mnist.DEFAULT, epochs=2, batch_size=100, embedding_size=16)
+        self.RECIPES = {"default": recipe, "best": replace(recipe, epochs=1)}
+        self.calls, self.interrupt = [], False
+
+    def train(self, recipe, settings, source, out, resume):
+        self.calls.append((settings.seed, settings.recipe, resume))
+        trained = arcface_mnist.train(recipe, settings, source, out, resume)
+        if self.interrupt:
+            raise KeyboardInterrupt
+        return trained
+
+
+@pytest.fixture
+def script(small, small_data, monkeypatch):
+    """The script above; what it finds on disk is a small data set."""
+    source = replace(small_data["MNIST"], name="MNIST")
     monkeypatch.setattr(data, "load", lambda name, folder: source)
-    monkeypatch.setattr(run.figures, "draw_run", lambda folder: None)
-    recipes = {"default": replace(arcface_mnist.DEFAULT, epochs=3, batch_size=100)}
-    monkeypatch.setattr(arcface_mnist, "RECIPES", recipes)
-    seeds.run_in_turn("mnist", 2, None, torch.device("cpu"))
-    found = records.load_json(tmp_path / "figures/mnist/gpu.json")
-    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["gpu.json"]
-    for seed, record in enumerate(found):
-        assert run.main(recipes, "a script", ["--device", "cpu", "--seed", str(seed), "--out", str(tmp_path / "run")]) == 0
-        expected = records.load_json(tmp_path / "run/run.json")
-        differing = {key for key in expected if record.get(key) != expected[key]}
-        assert differing == {"history", "train_seconds", "total_seconds", "command", "data_md5"} and record["seed"] == seed
+    return Script()
 
 
-def test_a_missing_gpu_is_named(monkeypatch, capsys):
+def run_seeds(script, seeds_wanted, folder, recipe="default"):
+    seeds.run_seeds(script, recipe, seeds_wanted, None, folder, "cpu")
+    return records.load_json(folder / "seeds.json")
+
+
+def test_each_seed_is_trained_once(script, tmp_path):
+    first = run_seeds(script, 1, tmp_path)
+    assert (tmp_path / "run.json").exists() and (tmp_path / "model.pt").exists()
+    found = run_seeds(script, 2, tmp_path)
+    assert script.calls == [(0, "default", False), (1, "default", False)]
+    assert [run["seed"] for run in found] == [0, 1] and found[:1] == first
+    shown = records.load_json(tmp_path / "run.json")
+    assert len(shown.pop("history")) == 2 and shown == found[0]
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+
+
+def test_a_seed_is_the_script_s_own_run(script, tmp_path):
+    found = run_seeds(script, 2, tmp_path / "seeds")
+    words = ["--device", "cpu", "--seed", "1"]
+    task, trained = seeds.train(script, words, None, tmp_path / "alone")
+    assert found[1]["command"] == "python arcface_mnist.py --device cpu --seed 1"
+    assert found[1]["test_accuracy"] == trained.history[-1]["test_accuracy"]
+    settings = {key: found[1][key] for key in vars(task.settings)}
+    assert settings == vars(task.settings)
+    assert found[1].keys() == found[0].keys() and "history" not in found[1]
+    assert found[0]["angles"] != found[1]["angles"]
+
+
+def test_the_best_recipe_is_trained_where_it_was_asked_for(script, tmp_path):
+    (found,) = run_seeds(script, 1, tmp_path, "best")
+    assert (found["recipe"], found["epochs"]) == ("best", 1)
+    assert found["command"] == "python arcface_mnist.py --recipe best --device cpu --seed 0"
+
+
+def test_an_interrupted_seed_is_resumed(script, tmp_path):
+    records.save_json(tmp_path / "seeds.json", [record(0)])
+    script.interrupt = True
+    with pytest.raises(KeyboardInterrupt):
+        run_seeds(script, 2, tmp_path)
+    assert (tmp_path / "seed-1-cpu/checkpoint.pt").exists()
+    script.interrupt = False
+    found = run_seeds(script, 2, tmp_path)
+    assert script.calls == [(1, "default", False), (1, "default", True)]
+    assert [run["seed"] for run in found] == [0, 1] and not (tmp_path / "seed-1-cpu").exists()
+
+
+def test_the_stand_in_has_no_seeds(small, tmp_path, capsys):
+    assert seeds.main(["mnist", "--data", "synthetic"], tmp_path) == 1
+    assert "synthetic" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_a_missing_gpu_is_named(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert seeds.main(["mnist", "--gpu"]) == 1
+    assert seeds.main(["mnist", "--gpu"], tmp_path) == 1
     assert "no GPU" in capsys.readouterr().err
 
 
-def test_the_records_of_a_gpu_have_rows_of_their_own(tmp_path, monkeypatch):
-    monkeypatch.setattr(seeds, "ROOT", tmp_path)
-    record = {"dataset": "MNIST", "test_accuracy": 0.9, "test_accuracy_tta": None, "train_seconds": 3.0}
-    record |= {"angles": {"intra_test": 10.0}, "precision": "bfloat16"}
-    records.save_json(tmp_path / "figures/mnist/gpu.json", [record | {"device_name": "a GPU"}])
-    records.save_json(tmp_path / "figures/mnist-best/seeds.json", [record | {"device_name": "a CPU"}])
-    assert [line.split(" | ")[-1] for line in seeds.table().splitlines()[2:]] == ["a CPU, bfloat16 |", "a GPU, bfloat16 |"]
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_s_seeds_have_a_file_of_their_own(script, tmp_path):
+    seeds.run_seeds(script, "default", 2, None, tmp_path, "cuda")
+    assert [path.name for path in tmp_path.iterdir()] == ["gpu.json"]
+    found = records.load_json(tmp_path / "gpu.json")
+    assert [run["device"] for run in found] == ["cuda", "cuda"]
+    assert [seed for seed, _, _ in script.calls] == [0, 0, 1]  # the first one is not counted
 
 
-def finished(root, dataset="synthetic", folder="mnist"):
-    """Stands in for subprocess.run: leaves the record that a script would leave."""
-
-    def run_script(command, cwd):
-        assert ("--recipe best" in " ".join(map(str, command))) == folder.endswith("-best")
-        seed = int(command[command.index("--seed") + 1]) if "--seed" in command else 0
-        out = root / (command[command.index("--out") + 1] if "--out" in command else f"figures/{folder}")
-        out.mkdir(parents=True, exist_ok=True)
-        record = {"dataset": dataset, "seed": seed, "history": [], "test_accuracy": 0.99, "test_accuracy_tta": None}
-        record |= {"train_seconds": 1.0, "angles": {"intra_test": 10.0}, "device_name": "a CPU", "precision": "float32"}
-        (out / "run.json").write_text(json.dumps(record))
-        run_script.seeds.append(seed)
-        return type("Done", (), {"returncode": 0})
-
-    run_script.seeds = []
-    return run_script
-
-
-def test_the_extreme_setting_in_the_readme_is_that_of_its_record():
-    record = json.loads((run.ROOT / "figures/study/extreme-mnist-arcface-seed0.json").read_text())
-    assert (record["dataset"], record["scale"], record["margin"], record["epochs"]) == ("MNIST", 64.0, 1.0, 1)
-    assert f"{100 * record['test_accuracy']:.2f}% ([record]" in (run.ROOT / "README.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("words", [["imagenet"], ["mnist", "--seeds", "0"]])
+def test_bad_options_end_with_status_2(words, tmp_path):
+    with pytest.raises(SystemExit) as stop:
+        seeds.main(words, tmp_path)
+    assert stop.value.code == 2

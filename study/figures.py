@@ -1,0 +1,236 @@
+"""The study's records to pictures; called by study.losses."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from experiment.figures import BLUE, GREY, LOSS_STYLE, ORANGE, RED, STYLE, save
+from study.corruption import CORRUPTIONS
+from study.selection import (
+    DATASETS,
+    Record,
+    RunsByLoss,
+    common_seeds,
+    differences,
+    drop_collapsed_splits,
+    finished,
+    load,
+    percent,
+)
+from study.tables import ANGLES, fill_file, interval, study_tables
+from study.verification import FALSE_ACCEPT
+
+SIMPLEX = float(np.degrees(np.arccos(-1 / 9)))  # ten directions cannot all be further apart
+PAPER_STYLE: dict[int, tuple[str, str, Any]] = {  # column of ANGLES: name, colour, line
+    1: ("paper, norm. softmax", "#2b7fa8", ":"),
+    2: ("paper, ArcFace", "black", "-"),
+}
+
+
+def draw(folder: Path) -> None:
+    """Draw every picture whose records are there, and fill the tables of the README beside them.
+
+    Raises:
+        Problem: a record is damaged, or a file cannot be written.
+    """
+    with plt.rc_context(STYLE):
+        for dataset, name in DATASETS.items():
+            if losses := common_seeds(load(folder, "losses", dataset)):
+                save(draw_accuracy(losses, name), folder / f"accuracy-{dataset}.png")
+                save(draw_angles(losses, name), folder / f"angles-{dataset}.png")
+                save(draw_noise(losses, name), folder / f"noise-{dataset}.png")
+            unseen = common_seeds(load(folder, "unseen", dataset))
+            if unseen := drop_collapsed_splits(unseen):
+                save(draw_roc(unseen, name), folder / f"roc-{dataset}.png")
+                save(draw_pairs(unseen, name), folder / f"pairs-{dataset}.png")
+        if grid := load(folder, "grid", "mnist"):
+            save(draw_grid(grid["arcface"]), folder / "scale-margin.png")
+    fill_file(folder / "README.md", study_tables(folder))
+
+
+def draw_accuracy(losses: RunsByLoss, name: str) -> plt.Figure:
+    """Test accuracy of each loss, and its difference to ArcFace with the same seed."""
+    figure, axes = plt.subplots(1, 2, sharey=True, figsize=(8.4, 3.6), width_ratios=(1.2, 1))
+    for place, (loss, runs) in enumerate(losses.items()):
+        values = [100 * record["test_accuracy"] for record in finished(runs)]
+        _draw_interval(axes[0], values, place, loss)
+        if loss != "arcface":
+            _draw_interval(axes[1], differences(losses, loss), place, loss)
+    labels = [LOSS_STYLE[loss][0] for loss in losses]
+    axes[0].set(yticks=range(len(losses)), yticklabels=labels, xlabel="test accuracy in %")
+    axes[0].invert_yaxis()
+    axes[1].axvline(0, color=LOSS_STYLE["arcface"][1], linewidth=1.5)
+    axes[1].set(xlabel="minus ArcFace with the same seed, points")
+    style: dict[str, Any] = {"va": "bottom", "fontsize": 8, "color": GREY}
+    style["transform"] = axes[1].get_xaxis_transform()
+    for side, words in (("right", "ArcFace better ← "), ("left", " → ArcFace worse")):
+        axes[1].text(0, 1.0, words, ha=side, **style)
+    count = len(losses["arcface"])
+    seeds = f"{count} seed" + "s" * (count > 1)
+    title = f"{name}: test accuracy of six losses ({seeds} each; bars: 95% intervals)"
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def _draw_interval(axis: plt.Axes, values: list[float], place: float, loss: str) -> None:
+    _, colour, marker = LOSS_STYLE[loss]
+    mean, half = interval(values)
+    axis.plot(values, [place + 0.22] * len(values), "|", color=colour, alpha=0.7, markersize=7)
+    half = 0 if np.isnan(half) else half
+    style: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 8, "capsize": 4}
+    axis.errorbar(mean, place, xerr=half, **style)
+
+
+def draw_angles(losses: RunsByLoss, name: str) -> plt.Figure:
+    """The six angles of Table 3 for each loss, the paper's beside them."""
+    figure, axes = plt.subplots(figsize=(8.4, 4.4))
+    for place, key in enumerate(ANGLES):
+        for offset, (loss, runs) in enumerate(losses.items()):
+            _, colour, marker = LOSS_STYLE[loss]
+            mean, half = interval([record["angles"][key] for record in finished(runs)])
+            x = place + 0.12 * (offset - (len(losses) - 1) / 2)
+            half = 0 if np.isnan(half) else half
+            style: dict[str, Any] = {"color": colour, "marker": marker, "linestyle": "none"}
+            axes.errorbar(x, mean, yerr=half, markersize=7, capsize=2, **style)
+        for column, (_, colour, line) in PAPER_STYLE.items():
+            ends, value = [place - 0.4, place + 0.4], ANGLES[key][column]
+            axes.plot(ends, [value, value], color=colour, linewidth=1, linestyle=line)
+    axes.axhline(SIMPLEX, color=RED, linewidth=1, linestyle="--")
+    axes.text(-0.45, SIMPLEX + 1, f"simplex limit {SIMPLEX:.2f}°", color=RED, fontsize=9)
+    labels = [label for label, _, _ in ANGLES.values()]
+    axes.set(xticks=range(len(ANGLES)), xticklabels=labels)
+    axes.set(ylabel="angle in degrees", ylim=(0, 106))
+    handles = [_legend_handle(*LOSS_STYLE[loss], "none") for loss in losses]
+    handles += [
+        _legend_handle(label, colour, "", line) for label, colour, line in PAPER_STYLE.values()
+    ]
+    axes.legend(handles=handles, loc="center left", bbox_to_anchor=(1, 0.5))
+    reading = "within a class (W-EC, Intra) small is good, between classes (Inter) large is"
+    axes.set_title(f"{name}: {reading}")
+    return figure
+
+
+def _legend_handle(label: str, colour: str, marker: str, line: Any) -> plt.Line2D:
+    width = 1 if line != "none" else None
+    return plt.Line2D(
+        [], [], color=colour, marker=marker, linestyle=line, linewidth=width, label=label
+    )
+
+
+def describe_runs(unseen: RunsByLoss) -> str:
+    """How many runs of each loss a picture shows, of which splits."""
+    runs = next(iter(unseen.values()))
+    splits = sorted({record["split"] + 1 for record in runs})
+    return f"{len(runs)} runs each, split{'s' * (len(splits) > 1)} {' and '.join(map(str, splits))}"
+
+
+def draw_roc(unseen: RunsByLoss, name: str) -> plt.Figure:
+    """ROC of pairs of unseen classes: the mean over splits and seeds."""
+    figure, axes = plt.subplots(figsize=(6.8, 4.6))
+    rates = FALSE_ACCEPT * 100
+    for loss, runs in unseen.items():
+        name_of_loss, colour, marker = LOSS_STYLE[loss]
+        curve = (100 * np.array([record["verification"]["roc"] for record in runs])).mean(axis=0)
+        label = f"{name_of_loss}: EER {np.mean(percent(runs, 'eer')):.1f}%"
+        style: dict[str, Any] = {
+            "color": colour,
+            "marker": marker,
+            "markevery": 10,
+            "markersize": 5,
+        }
+        axes.plot(rates, curve, label=label, **style)
+    axes.plot(rates, rates, color="black", linewidth=0.8, linestyle=":", label="chance")
+    axes.set(xscale="log", xlabel="false accept rate in %", ylabel="true accept rate in %")
+    axes.set(xlim=(0.01, 100), ylim=(0, 100))
+    axes.legend(fontsize=9)
+    runs_shown = f"Four classes that training never saw; {describe_runs(unseen)}"
+    axes.set_title(f"{name}: are two images of one class?\n{runs_shown}")
+    return figure
+
+
+def draw_pairs(unseen: RunsByLoss, name: str) -> plt.Figure:
+    """Angles of positive and negative pairs of unseen classes, after the paper's Fig. 6."""
+    figure, axes = plt.subplots(
+        len(unseen), 1, sharex=True, squeeze=False, figsize=(6.8, 1.25 * len(unseen) + 1)
+    )
+    for axis, (loss, runs) in zip(axes[:, 0], unseen.items(), strict=True):
+        for kind, colour, hatch in (("positive", BLUE, None), ("negative", ORANGE, "///")):
+            counts = np.sum([record["verification"][kind] for record in runs], axis=0)
+            share = 100 * counts / counts.sum()
+            style = {"color": colour, "alpha": 0.6, "hatch": hatch, "edgecolor": "white"}
+            axis.bar(np.arange(180) + 0.5, share, 1, linewidth=0, label=kind, **style)
+        axis.set(yticks=[], ylabel="share")
+        title = f"{LOSS_STYLE[loss][0]}: EER {np.mean(percent(runs, 'eer')):.1f}%"
+        axis.set_title(title, fontsize=9, loc="left")
+    last = axes[-1, 0]
+    last.set(xlabel="angle between two embeddings, in degrees")
+    last.set(xlim=(0, 140), xticks=range(0, 141, 20))
+    axes[0, 0].legend(title="pairs", fontsize=8, title_fontsize=8)
+    title = f"{name}: pairs of unseen classes; the less overlap, the better"
+    figure.suptitle(f"{title}\n({describe_runs(unseen)})", fontsize=11)
+    return figure
+
+
+def draw_grid(runs: list[Record]) -> plt.Figure:
+    """Validation accuracy and W-EC over scale and margin; crosses where training collapsed."""
+    scales, margins = (sorted({record[key] for record in runs}) for key in ("scale", "margin"))
+    figure, axes = plt.subplots(1, 2, figsize=(9.6, 3.4))
+    accuracy, w_ec = (np.full((len(scales), len(margins)), np.nan) for _ in range(2))
+    for record in finished(runs):
+        at = scales.index(record["scale"]), margins.index(record["margin"])
+        accuracy[at], w_ec[at] = 100 * record["test_accuracy"], record["angles"]["w_ec"]
+    low = np.nanquantile(accuracy, 0.1)  # so that the good ones can be told apart
+    _draw_heatmap(axes[0], accuracy, 1, low)
+    axes[0].set_title("validation accuracy, %")
+    _draw_heatmap(axes[1], w_ec, 0, None)
+    axes[1].set_title("W-EC, degrees")
+    for axis in axes:
+        ticks = [f"{m:g}" for m in margins]
+        axis.set(xticks=range(len(margins)), xticklabels=ticks, xlabel="margin m in radians")
+        ticks = [f"{s:g}" for s in scales]
+        axis.set(yticks=range(len(scales)), yticklabels=ticks, ylabel="scale s")
+        axis.grid(False)
+    lost = "; ×: training collapsed" if len(finished(runs)) < len(runs) else ""
+    epochs = f"{runs[0]['epochs']} epoch" + "s" * (runs[0]["epochs"] > 1)
+    figure.suptitle(f"MNIST, ArcFace after {epochs}: what scale and margin do{lost}", fontsize=11)
+    return figure
+
+
+def _draw_heatmap(axis: plt.Axes, values: np.ndarray, digits: int, low: float | None) -> None:
+    image = axis.imshow(values, cmap="viridis", aspect="auto", origin="lower", vmin=low)
+    for (i, j), number in np.ndenumerate(values):
+        text = "×" if np.isnan(number) else f"{number:.{digits}f}"
+        dark = not np.isnan(number) and np.less(image.norm(number), 0.6)
+        colour = "white" if dark else "black"
+        axis.text(j, i, text, ha="center", va="center", fontsize=8, color=colour)
+
+
+def draw_noise(losses: RunsByLoss, name: str) -> plt.Figure:
+    """Accuracy of the nearest class mean, by cosine and by Euclidean distance, while test images
+    are corrupted."""
+    figure, axes = plt.subplots(1, len(CORRUPTIONS), sharey=True, figsize=(9.6, 3.4))
+    for axis, kind in zip(axes, CORRUPTIONS, strict=True):
+        for loss in ("softmax", "arcface"):
+            for metric, line in (("cosine", "-"), ("euclidean", "--")):
+                found = [record["corrupted"][kind] for record in finished(losses[loss])]
+                curves = [[100 * accuracy[metric] for accuracy in curve] for curve in found]
+                _draw_curve(axis, curves, loss, metric, line)
+        axis.set(title=kind, xlabel="strength", xticks=range(len(curves[0])))
+    axes[0].set(ylabel="accuracy in %", ylim=(0, 102))
+    axes[0].legend(fontsize=8)
+    title = f"{name}: nearest class mean on corrupted test images (bands: 95% over seeds)"
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def _draw_curve(
+    axis: plt.Axes, curves: list[list[float]], loss: str, metric: str, line: str
+) -> None:
+    label, colour, marker = LOSS_STYLE[loss]
+    mean, half = zip(*(interval(list(v)) for v in zip(*curves, strict=True)), strict=True)
+    name = f"{label}, {metric.replace('euc', 'Euc')}"
+    axis.plot(mean, color=colour, marker=marker, markersize=4, linestyle=line, label=name)
+    band = np.subtract(mean, half), np.add(mean, half)
+    axis.fill_between(range(len(mean)), *band, color=colour, alpha=0.12)

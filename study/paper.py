@@ -1,0 +1,243 @@
+"""The paper's pictures, redrawn with our loss and our data; called by study.losses."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+
+from arcface_loss import ArcMarginProduct, angle, unit
+from experiment import records
+from experiment.figures import (
+    BLUE,
+    CLASS_COLOURS,
+    CLASS_MARKERS,
+    GREEN,
+    GREY,
+    LOSS_STYLE,
+    ORANGE,
+    RED,
+    STYLE,
+    save,
+    times,
+)
+from study.selection import load
+
+PAPER = {  # the margins of the paper: name, arguments, colour, line
+    "softmax, normalised": ({"m": 0.0}, LOSS_STYLE["norm-softmax"][1], "--"),
+    "SphereFace (1.35, 0, 0)": ({"m": 0.0, "m1": 1.35}, LOSS_STYLE["sphereface"][1], "-."),
+    "CosFace (1, 0, 0.35)": ({"m": 0.0, "m3": 0.35}, LOSS_STYLE["cosface"][1], (0, (5, 1))),
+    "ArcFace (1, 0.5, 0)": ({"m": 0.5}, LOSS_STYLE["arcface"][1], "-"),
+    "CM1 (1, 0.3, 0.2)": ({"m": 0.3, "m3": 0.2}, LOSS_STYLE["cm1"][1], (0, (3, 1, 1, 1))),
+    "CM2 (0.9, 0.4, 0.15)": ({"m": 0.4, "m1": 0.9, "m3": 0.15}, RED, ":"),
+}
+DARK_ORANGE = "#A06F00"  # for lines and letters, which plain orange makes too pale
+# The assignment's two vectors, and the second one 50% longer.
+HANDOUT = np.array([[5.0, 2.0], [7.0, 4.0], [10.5, 6.0]])
+
+
+def draw(figures: Path) -> None:
+    """Draw the pictures that need no data, and those whose records are on disk.
+
+    Args:
+        figures: the folder of mnist/ and study/, which have the records, and of paper/, where the
+            pictures go.
+
+    Raises:
+        Problem: a record is damaged, or a picture cannot be written.
+    """
+    folder, run, study = figures / "paper", figures / "mnist", figures / "study"
+    with plt.rc_context(STYLE):
+        save(fig4b(), folder / "fig4b-logits.png")
+        save(fig5(), folder / "fig5-margins.png")
+        save(geometry(), folder / "geometry.png")
+        if (run / "run.json").exists():
+            record = records.load_json(run / "run.json")
+            arrays = records.load_arrays(run / "arrays.npz")
+            save(fig4a(record, arrays), folder / "fig4a-angles.png")
+        planes = load(study, "plane", "mnist")
+        if len(planes) == 2:
+            found = {
+                loss: (runs[0], records.load_arrays(study / f"{runs[0]['name']}.npz"))
+                for loss, runs in planes.items()
+            }
+            save(fig3(found), folder / "fig3-embeddings.png")
+
+
+def target_logit(theta: np.ndarray, **margins: float) -> np.ndarray:
+    """The target logit over s at angles in radians, as ArcMarginProduct computes it, margins as it
+    takes them."""
+    head = ArcMarginProduct(2, 2, s=1.0, **margins).double()
+    with torch.no_grad():
+        head.weight.copy_(torch.eye(2))
+        x = torch.from_numpy(np.stack([np.cos(theta), np.sin(theta)], axis=1))
+        return head(x, torch.zeros(len(x), dtype=torch.int64))[:, 0].numpy()
+
+
+def fig3(found: dict[str, tuple[dict, dict]]) -> plt.Figure:
+    """Two-dimensional test embeddings under softmax and under ArcFace, centres as lines."""
+    figure, axes = plt.subplots(1, 2, figsize=(9.0, 4.8))
+    for axis, (loss, (record, arrays)) in zip(axes, found.items(), strict=True):
+        points, centres = arrays["embeddings"], arrays["centres"]
+        reach = np.quantile(np.linalg.norm(points, axis=1), 0.995)
+        for k, centre in enumerate(centres):
+            mine = points[arrays["labels"] == k]
+            style = {"color": CLASS_COLOURS[k], "marker": CLASS_MARKERS[k], "label": str(k)}
+            axis.scatter(*mine.T, s=6, linewidths=0, alpha=0.5, **style)
+            line = np.stack([[0, 0], reach * centre / np.linalg.norm(centre)])
+            axis.plot(*line.T, color=CLASS_COLOURS[k], linewidth=1.5)
+        limits = (-1.1 * reach, 1.1 * reach)
+        axis.set(xlim=limits, ylim=limits, aspect="equal")
+        axis.set(xlabel="first coordinate of the embedding", ylabel="second coordinate")
+        scale, margin, angles = record["scale"], record["margin"], record["angles"]
+        setting = "" if scale is None else f" (s = {scale:g}, m = {margin:g})"
+        axis.set_title(
+            f"{LOSS_STYLE[loss][0]}{setting}: {record['test_accuracy']:.1%} right\n"
+            f"within a class {angles['intra_test']:.1f}°, "
+            f"nearest other class {angles['inter_test']:.1f}°"
+        )
+    axes[1].legend(title="digit", loc="center left", bbox_to_anchor=(1, 0.5), markerscale=2.5)
+    title = "Eight digits in two dimensions: under ArcFace the class centres (lines) lie on their"
+    figure.suptitle(f"{title} classes", fontsize=11)
+    return figure
+
+
+def fig4a(record: dict, arrays: dict) -> plt.Figure:
+    """Distribution of the angle to the own centre at the start, in the middle and at the end of
+    training."""
+    figure, axes = plt.subplots()
+    theta = arrays["snapshots"].astype(float)[:, :, 0]
+    colours, lines = (GREY, ORANGE, BLUE), ("--", "-.", "-")
+    for values, when, colour, line in zip(theta, times(record), colours, lines, strict=True):
+        density, edges = np.histogram(values, np.arange(0, 181, 2), density=True)
+        middle = (edges[:-1] + edges[1:]) / 2
+        label = f"{when}: {values.mean():.0f}° on average"
+        axes.plot(middle, density, color=colour, linestyle=line, label=label)
+        axes.fill_between(middle, density, color=colour, alpha=0.2)
+    axes.set(xlabel="angle θ to the own centre, in degrees", ylabel="density per degree")
+    axes.set(xlim=(0, 140), ylim=(0, None))
+    axes.set_title(f"{record['dataset']}: ArcFace turns embeddings towards their centres")
+    axes.legend()
+    return figure
+
+
+def fig4b() -> plt.Figure:
+    """Target logit curves of all margins."""
+    figure, axes = plt.subplots()
+    degrees = np.linspace(20, 100, 321)
+    for name, (margins, colour, line) in PAPER.items():
+        logit = target_logit(np.radians(degrees), **margins)
+        axes.plot(degrees, logit, color=colour, linestyle=line, label=name)
+    axes.set(xlabel="angle θ to the own centre, in degrees", ylabel="target logit / s")
+    axes.set(xlim=(20, 100))
+    axes.set_title("Every margin asks for a smaller angle to reach the same logit")
+    axes.legend(title="loss (m1, m2, m3)")
+    return figure
+
+
+def fig5() -> plt.Figure:
+    """Decision margins between two classes: only ArcFace's has the same width in angle
+    everywhere."""
+    kinds = {
+        "normalised softmax": {"m": 0.0},
+        "SphereFace, m1 = 1.35": {"m": 0.0, "m1": 1.35},
+        "CosFace, m3 = 0.35": {"m": 0.0, "m3": 0.35},
+        "ArcFace, m = 0.5": {"m": 0.5},
+    }
+    figure, axes = plt.subplots(1, 4, sharey=True, figsize=(10.4, 3.3))
+    theta = np.linspace(0, np.pi / 2, 400)
+    for axis, (name, margins) in zip(axes, kinds.items(), strict=True):
+        logit = target_logit(theta, **margins)
+        # The angle to the other centre must be larger than this.
+        limit = np.degrees(np.arccos(np.clip(logit, -1, 1)))
+        x = np.degrees(theta)
+        axis.fill_between(x, limit, 200, color=BLUE, alpha=0.35, linewidth=0)
+        axis.fill_betweenx(x, limit, 200, color=ORANGE, alpha=0.35, linewidth=0)
+        axis.plot(x, limit, color=BLUE)
+        axis.plot(limit, x, color=DARK_ORANGE, linestyle="--")
+        axis.text(14, 78, "class 1", color="#004A75", weight="bold", ha="center")
+        axis.text(76, 8, "class 2", color="#7A5500", weight="bold", ha="center")
+        ticks = range(0, 91, 30)
+        axis.set(xlim=(0, 90), ylim=(0, 90), aspect="equal", xticks=ticks, yticks=ticks)
+        axis.set(title=name, xlabel="θ₁ in degrees")
+    axes[0].set_ylabel("θ₂ in degrees")
+    title = "Margin between two classes (white): of constant width for ArcFace alone"
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def geometry() -> plt.Figure:
+    """Left: the assignment's vectors. Right: where the margin is on the circle."""
+    figure, axes = plt.subplots(1, 2, figsize=(9.6, 4.2))
+    _draw_vectors(axes[0])
+    _draw_margin(axes[1])
+    return figure
+
+
+def _draw_vectors(axis: plt.Axes) -> None:
+    a, b, longer = HANDOUT
+    directions = unit(torch.tensor(HANDOUT))
+    between, after = (angle(directions[:1], directions[k : k + 1]).rad2deg().item() for k in (1, 2))
+    for end, colour, name in (
+        (longer, GREEN, "B′ = 1.5·B = (10.5, 6)"),
+        (b, ORANGE, "B = (7, 4)"),
+        (a, BLUE, "A = (5, 2)"),
+    ):
+        _draw_arrow(axis, end, colour, shrinkA=0)
+        below = end is a
+        offset, side = (-6, -14 if below else 6), "left" if below else "right"
+        axis.annotate(name, end, xytext=offset, textcoords="offset points", ha=side)
+    for end, line in ((b, "--"), (longer, ":")):
+        axis.plot(*np.stack([a, end]).T, color="black", linestyle=line, linewidth=1)
+    axis.text(6.7, 2.5, f"|A − B| = {np.linalg.norm(a - b):.2f}", fontsize=9)
+    axis.text(8.1, 3.5, f"|A − B′| = {np.linalg.norm(a - longer):.2f}", fontsize=9)
+    angles = f"angle from A to B:  {between:.2f}°\nangle from A to B′: {after:.2f}°"
+    axis.text(0.2, 6.4, angles, fontsize=10)
+    axis.set(xlim=(0, 12), ylim=(0, 8), aspect="equal")
+    axis.set(xlabel="first feature", ylabel="second feature")
+    axis.set_title("Longer, but not turned:\nthe distance grows, the angle stays")
+
+
+def _draw_margin(axis: plt.Axes) -> None:
+    turn = np.linspace(0, 2 * np.pi, 400)
+    axis.plot(np.cos(turn), np.sin(turn), color=GREY, linewidth=1)
+    own, other, x, m = (math.radians(degrees) for degrees in (25, 130, 60, 20))
+    for at, colour, name in (
+        (own, BLUE, "own centre $W_y$"),
+        (other, ORANGE, "other centre $W_j$"),
+    ):
+        end = np.array([np.cos(at), np.sin(at)])
+        _draw_arrow(axis, end, colour)
+        side = "left" if np.cos(at) > 0 else "right"
+        axis.text(1.08 * end[0], 1.08 * end[1], name, color="black", ha=side)
+    for at, line, name, rise in (
+        (x, "-", "embedding x", -0.02),
+        (x + m, "--", "x as the loss sees it", 0.06),
+    ):
+        end = np.array([np.cos(at), np.sin(at)])
+        axis.plot([0, end[0]], [0, end[1]], color="black", linestyle=line, linewidth=1.5)
+        axis.text(1.06 * end[0], 1.06 * end[1] + rise, name, ha="left")
+    for start, stop, radius, colour, name in (
+        (own, x, 0.45, BLUE, r"$\theta_y$"),
+        (x, x + m, 0.62, RED, "m"),
+        (x, other, 0.3, DARK_ORANGE, r"$\theta_j$"),
+    ):
+        arc = np.linspace(start, stop, 60)
+        axis.plot(radius * np.cos(arc), radius * np.sin(arc), color=colour, linewidth=2)
+        middle, away = (start + stop) / 2, radius + 0.09
+        place = away * np.cos(middle), away * np.sin(middle)
+        axis.text(*place, name, color=colour, ha="center", va="center")
+    axis.set(xlim=(-1.55, 1.75), ylim=(-0.35, 1.3), aspect="equal", xticks=[], yticks=[])
+    axis.grid(False)
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+    first = "ArcFace adds m to the angle to the own centre:"
+    axis.set_title(f"{first}\nthat sum must still be smaller than the angle to any other")
+
+
+def _draw_arrow(axis: plt.Axes, end: np.ndarray, colour: str, **style: Any) -> None:
+    """From the origin to ``end``."""
+    style = {"arrowstyle": "-|>", "color": colour, "linewidth": 2, "shrinkB": 0} | style
+    axis.annotate("", (end[0], end[1]), (0, 0), arrowprops=style)

@@ -1,0 +1,140 @@
+"""The study's trainings: each is computed once, and an interrupted one is resumed."""
+
+import io
+import shutil
+import sys
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from experiment import machine, records
+from experiment.data import Data
+from experiment.training import Diverged, Recipe, Settings, Trained
+
+# What an experiment measures on a trained network: called with it, the data that it was trained
+# on, and the precision; returns what is added to the record.
+Measure = Callable[[Trained, Data, str], dict[str, Any]]
+
+SHORT = {"scale": "s", "margin": "m", "head_lr": "lr", "split": "split", "seed": "seed"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """How a data set is trained in the study.
+
+    train: that of the data set's script. seeds: how many, where losses are compared.
+    held_out: how many training images validate where settings are chosen.
+    """
+
+    train: Callable[[Recipe, Settings, Data, Path, bool], Trained]
+    recipe: Recipe
+    seeds: int
+    held_out: int = 5000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One training.
+
+    dataset: as in the names of files. head_lr: the peak learning rate of the last layer.
+    split: which classes are trained on; None for all. embedding_size: None for the recipe's.
+    named_by: the fields that tell the tasks of a part and a loss apart.
+    """
+
+    part: str
+    dataset: str
+    loss: str
+    scale: float | None
+    margin: float | None
+    head_lr: float
+    epochs: int
+    seed: int = 0
+    split: int | None = None
+    embedding_size: int | None = None
+    named_by: tuple[str, ...] = ("split", "seed")
+
+    @property
+    def name(self) -> str:
+        """Of its record: losses-mnist-arcface-seed0."""
+        values = {SHORT[key]: getattr(self, key) for key in self.named_by}
+        words = [f"{key}{value:g}" for key, value in values.items() if value is not None]
+        return "-".join([self.part, self.dataset, self.loss, *words])
+
+
+class Study:
+    """Trains what has no record yet.
+
+    Args:
+        folder: of the records, a JSON Lines file for each part and data set.
+        setups, sources: by the name of the data set in those of files.
+        total: how many trainings there are in all, for the progress bar.
+    """
+
+    def __init__(
+        self, folder: Path, setups: dict[str, Setup], sources: dict[str, Data], total: int = 0
+    ):
+        self.folder, self.setups, self.sources = folder, setups, sources
+        self.device = machine.choose_device("auto")
+        self.precision = machine.choose_precision("auto", self.device)
+        self.bar = tqdm(total=total, unit="run", disable=not sys.stderr.isatty())
+
+    def run(self, task: Task, data: Data, measure: Measure | None = None) -> dict[str, Any]:
+        """The record of a task: from the disk, or from a training on ``data``.
+
+        Its test_accuracy is that on the test images of ``data``, None if the training collapsed.
+
+        Raises:
+            Problem: a record or a checkpoint is damaged, or cannot be written.
+        """
+        path = self.folder / f"{task.part}-{task.dataset}.jsonl"
+        done = records.load_lines(path) if path.exists() else []
+        self.bar.set_postfix_str(task.name)
+        found = next((record for record in done if record.get("name") == task.name), None)
+        if found is None:
+            found = self._compute(task, data.to(self.device), measure)
+            records.append_line(path, found)
+            shutil.rmtree(self.checkpoints(task), ignore_errors=True)
+            outcome = found.get("collapsed") or f"{found['test_accuracy']:.2%}"
+            tqdm.write(f"{task.name}: {outcome}")
+            sys.stdout.flush()
+        self.bar.update()
+        return found
+
+    def checkpoints(self, task: Task) -> Path:
+        """The folder of an unfinished training's checkpoint."""
+        return self.folder / f".running-{task.name}"
+
+    def _compute(self, task: Task, data: Data, measure: Measure | None) -> dict[str, Any]:
+        setup = self.setups[task.dataset]
+        rates = {"head": task.head_lr, "linear head": task.head_lr}
+        recipe = replace(setup.recipe, learning_rates=setup.recipe.learning_rates | rates)
+        settings = Settings(
+            dataset=data.name,
+            loss=task.loss,
+            scale=task.scale,
+            margin=task.margin,
+            embedding_size=task.embedding_size or recipe.embedding_size,
+            epochs=task.epochs,
+            batch_size=recipe.batch_size,
+            seed=task.seed,
+            device=self.device.type,
+            precision=self.precision,
+            threads=torch.get_num_threads(),
+        )
+        record = {key: value for key, value in asdict(task).items() if key != "named_by"}
+        record |= {"dataset": data.name, "name": task.name}
+        record |= {"device_name": machine.device_name(self.device), "precision": self.precision}
+        record["versions"] = machine.versions()
+        try:
+            with redirect_stdout(io.StringIO()):  # one line for a run, not one for each epoch
+                trained = setup.train(recipe, settings, data, self.checkpoints(task), True)
+        except Diverged as problem:
+            return record | {"collapsed": str(problem), "test_accuracy": None}
+        record["train_seconds"] = trained.seconds
+        record["test_accuracy"] = trained.history[-1]["test_accuracy"]
+        return record | (measure(trained, data, self.precision) if measure else {})

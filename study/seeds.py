@@ -1,0 +1,175 @@
+"""A recipe over several seeds: python -m study.seeds mnist | cifar10 | mnist-best | cifar10-best
+
+Seed 0 leaves its pictures and ``run.json`` in the folder of that name below figures/; every seed
+leaves its record, without the history, in ``seeds.json`` there. A seed that has a record is not run
+again, and an interrupted one is resumed. With ``--gpu`` there are no pictures, and the records go
+to ``gpu.json``. ``table`` in place of a recipe writes the README's table of results.
+"""
+
+import argparse
+import shutil
+import sys
+from itertools import product
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+import arcface_cifar10
+import arcface_mnist
+from experiment import cli, errors, records, run
+from experiment.errors import Problem
+from experiment.records import ROOT
+from study.tables import fill_file, interval, markdown, mean_ci
+
+SCRIPTS = {"mnist": arcface_mnist, "cifar10": arcface_cifar10}
+DATASETS = tuple(SCRIPTS)
+RECIPES = (*DATASETS, *(f"{dataset}-best" for dataset in DATASETS))  # each a folder of figures/
+WARM_UP_EPOCHS = 4  # of the training that loads a GPU's kernels: with it every size of image occurs
+
+Record = dict[str, Any]
+
+# --- tables ---------------------------------------------------------------------------------------
+
+
+def means(runs: list[Record]) -> dict[str, str]:
+    """Means over seeds with their intervals: accuracies in %, seconds, angles in degrees.
+
+    A dash stands where nothing was measured.
+    """
+    seconds = [record["train_seconds"] for record in runs]
+    tta = [record["test_accuracy_tta"] for record in runs]
+    angles = {key: [record["angles"][key] for record in runs] for key in runs[0]["angles"]}
+    return {
+        "mean": mean_ci([100 * record["test_accuracy"] for record in runs], 2),
+        "mean_tta": mean_ci([100 * value for value in tta if value is not None], 2),
+        "seconds": mean_ci(seconds, 0 if min(seconds) >= 10 else 1),
+        **{key: mean_ci(values, 1) for key, values in angles.items()},
+    }
+
+
+def table(root: Path = ROOT) -> str:
+    """The README's table of results, in Markdown, from the records of all seeds below ``root``."""
+    lines = []
+    for file, name in product(("seeds.json", "gpu.json"), RECIPES):
+        path = root / "figures" / name / file
+        if path.exists():
+            runs = records.load_json(path)
+            text, first = means(runs), runs[0]
+            best = ", --recipe best" if name not in DATASETS else ""
+            line = [first["dataset"] + best, str(len(runs)), f"**{text['mean']}**"]
+            line += [text["mean_tta"], text["seconds"], f"{text['intra_test']}°"]
+            lines.append([*line, f"{first['device_name']}, {first['precision']}"])
+    head = ["", "seeds", "test accuracy, %", "with TTA, %", "training, s"]
+    return markdown([*head, "angle to own embedding centre (test)", "machine"], lines)
+
+
+def headline(root: Path = ROOT) -> str:
+    """The result in one line, for the top of the README, from the same records."""
+    parts = []
+    for name in DATASETS:
+        runs = records.load_json(root / "figures" / name / "seeds.json")
+        minutes = interval([record["train_seconds"] / 60 for record in runs])[0]
+        accuracy = f"**{means(runs)['mean']}%** on {runs[0]['dataset']}"
+        parts.append(f"{accuracy} after {minutes:.1f} minutes of training (n = {len(runs)})")
+    what = "mean test accuracy of n seeds with 95% intervals, on two CPU cores"
+    return f"{' and '.join(parts)}: {what}."
+
+
+# --- runs -----------------------------------------------------------------------------------------
+
+
+def run_seeds(
+    script: ModuleType, recipe: str, seeds: int, source: Path | None, folder: Path, device: str
+) -> None:
+    """Run the seeds that have no record in ``folder`` yet.
+
+    On a GPU a short training goes before them, uncounted, which loads its kernels.
+
+    Args:
+        script: one of SCRIPTS. recipe: "default" or "best". source: see the scripts' --data.
+        device: "cpu", whose records are ``seeds.json``, or "cuda", whose records are ``gpu.json``.
+
+    Raises:
+        Problem: the data cannot be had or the device is not there, or a file cannot be written.
+    """
+    path = folder / ("gpu.json" if device == "cuda" else "seeds.json")
+    found = records.load_json(path) if path.exists() else []
+    missing = sorted(set(range(seeds)) - {record["seed"] for record in found})
+    words = ["--recipe", recipe] if recipe != "default" else []
+    words += ["--device", device]
+    scratch = folder / "seed-warm-up"
+    if device == "cuda" and missing:
+        train(script, [*words, "--epochs", str(WARM_UP_EPOCHS)], source, scratch)
+        shutil.rmtree(scratch)
+    for seed in missing:
+        pictures = seed == 0 and device == "cpu"
+        out = folder if pictures else folder / f"seed-{seed}-{device}"
+        task, trained = train(script, [*words, "--seed", str(seed)], source, out)
+        if pictures:
+            run.finish(task, trained)
+            record = records.load_json(out / "run.json")
+        else:
+            record, _ = run.evaluate(task, trained)
+        del record["history"]
+        found = sorted([*found, record], key=lambda record: record["seed"])
+        records.save_json(path, found)
+        if not pictures:
+            shutil.rmtree(out)
+
+
+def train(
+    script: ModuleType, words: list[str], source: Path | None, out: Path
+) -> tuple[run.Task, run.Trained]:
+    """Train as ``words`` on a script's command line say; resume if ``out`` has a checkpoint.
+
+    Raises Problem if the data would be the synthetic stand-in.
+    """
+    options = cli.parse(script.RECIPES, script.__doc__ or "", words)
+    options.data, options.out = source, out
+    options.resume = (out / "checkpoint.pt").exists()
+    task = run.start(script.RECIPES[options.recipe], options)
+    if task.data.name == "synthetic":
+        raise Problem(
+            "Seeds are not run on the synthetic stand-in. "
+            "Name the folder with the real data with --data."
+        )
+    return task, script.train(task.recipe, task.settings, task.data, out, options.resume)
+
+
+def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
+    """Run seeds, or write the table. Returns the exit status.
+
+    Args:
+        root: the folder of README.md and figures/.
+    """
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("recipe", choices=(*RECIPES, "table"), help="or 'table': write the README's results")
+    kind = cli.integer(1, 1000)
+    add("--seeds", type=kind, default=3, metavar="N", help="seeds 0 to N − 1 (default: 3)")
+    add("--data", type=cli.path, metavar="DIR", help="as in the scripts")
+    add("--gpu", action="store_true", help="on a GPU, without pictures")
+
+    def work() -> None:
+        options = parser.parse_args(argv)
+        if options.recipe == "table":
+            tables = {"headline": headline(root), "results": table(root)}
+            fill_file(root / "README.md", tables)
+            return
+        if options.gpu and not torch.cuda.is_available():
+            remedy = "Leave it out to train on the CPU."
+            raise Problem(f"--gpu: PyTorch sees no GPU on this machine. {remedy}")
+        dataset, _, recipe = options.recipe.partition("-")
+        folder, device = root / "figures" / options.recipe, "cuda" if options.gpu else "cpu"
+        script = SCRIPTS[dataset]
+        run_seeds(script, recipe or "default", options.seeds, options.data, folder, device)
+        print(table(root))
+
+    return errors.exit_status(work, "The same command goes on from the last finished epoch.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""The study's records, read from disk, and which of them are compared with each other."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from experiment import records
+from experiment.figures import LOSS_STYLE
+
+DATASETS = {"mnist": "MNIST", "cifar10": "CIFAR-10"}  # the name in those of files, and in print
+LEARNT = 0.5  # the accuracy below which a run counts as collapsed
+
+Record = dict[str, Any]
+RunsByLoss = dict[str, list[Record]]
+
+
+def load(folder: Path, part: str, dataset: str) -> RunsByLoss:
+    """The records of a part of the study, by loss, in the order of their seeds and splits.
+
+    Returns an empty dictionary where the part has no records. Raises Problem if they are damaged.
+    """
+    path = folder / f"{part}-{dataset}.jsonl"
+    found = records.load_lines(path) if path.exists() else []
+    keys = ("seed", "split", "scale", "margin", "head_lr")
+    found.sort(key=lambda record: [record[key] or 0 for key in keys])
+    by_loss = {loss: [r for r in found if r["loss"] == loss] for loss in LOSS_STYLE}
+    return {loss: runs for loss, runs in by_loss.items() if runs}
+
+
+def common_seeds(runs: RunsByLoss, losses: Iterable[str] = LOSS_STYLE) -> RunsByLoss:
+    """Of these runs those whose seed and split every one of the losses has been run with."""
+    done = [{(r["seed"], r["split"]) for r in runs.get(loss, [])} for loss in losses]
+    common = set.intersection(*done)
+    if not common:
+        return {}
+    return {loss: [r for r in runs[loss] if (r["seed"], r["split"]) in common] for loss in losses}
+
+
+def drop_collapsed_splits(runs: RunsByLoss) -> RunsByLoss:
+    """Of these runs those of the splits on which none collapsed.
+
+    To leave out the collapsed run alone would compare losses on unlike splits.
+    """
+    lost = {record["split"] for of_loss in runs.values() for record in of_loss if collapsed(record)}
+    left = {loss: [r for r in of_loss if r["split"] not in lost] for loss, of_loss in runs.items()}
+    return {loss: of_loss for loss, of_loss in left.items() if of_loss}
+
+
+def collapsed(record: Record) -> bool:
+    """Whether the training was stopped, or ended below LEARNT on its own classes."""
+    return record["test_accuracy"] is None or record["test_accuracy"] < LEARNT
+
+
+def finished(runs: list[Record]) -> list[Record]:
+    """The runs that did not collapse."""
+    return [record for record in runs if not collapsed(record)]
+
+
+def differences(runs: RunsByLoss, loss: str) -> list[float]:
+    """Test accuracy minus ArcFace's with the same seed, in percentage points, of the seeds with
+    which neither collapsed."""
+    arcface = {record["seed"]: record["test_accuracy"] for record in finished(runs["arcface"])}
+    return [
+        100 * (record["test_accuracy"] - arcface[record["seed"]])
+        for record in finished(runs[loss])
+        if record["seed"] in arcface
+    ]
+
+
+def percent(runs: list[Record], key: str) -> list[float]:
+    """A verification figure of each run, in %."""
+    return [100 * record["verification"][key] for record in runs]

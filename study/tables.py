@@ -1,0 +1,190 @@
+"""Means with their intervals, and the tables that the README files and the report print."""
+
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+
+from experiment.errors import Problem
+from experiment.figures import LOSS_STYLE
+from experiment.records import replacing
+from study.corruption import CORRUPTIONS
+from study.selection import (
+    DATASETS,
+    Record,
+    RunsByLoss,
+    collapsed,
+    common_seeds,
+    differences,
+    finished,
+    load,
+    percent,
+)
+
+# The paper's Table 3: what is measured, and its values there for normalised softmax and ArcFace.
+ANGLES = {
+    "w_ec": ("W-EC", 44.26, 14.29),
+    "w_inter": ("W-Inter", 69.66, 71.61),
+    "intra_train": ("Intra, train", 50.50, 38.45),
+    "inter_train": ("Inter, train", 59.23, 65.83),
+    "intra_test": ("Intra, test", 33.97, 28.05),
+    "inter_test": ("Inter, test", 65.60, 66.55),
+}
+VERIFICATION = {
+    "accuracy": "10-fold accuracy",
+    "eer": "EER",
+    "tar_1": "TAR at FAR 1%",
+    "tar_01": "TAR at FAR 0.1%",
+}
+
+# --- intervals, Markdown --------------------------------------------------------------------------
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """Mean of the values, and half the width of its 95% confidence interval (Student's t).
+
+    NaN stands for the mean of no values, and for the interval of fewer than two.
+    """
+    n = len(values)
+    if n < 2:
+        return (float(values[0]) if values else float("nan")), float("nan")
+    half = stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / n**0.5
+    return float(np.mean(values)), float(half)
+
+
+def mean_ci(values: list[float], digits: int) -> str:
+    """A mean with its interval, to so many digits: 99.70 ± 0.04.
+
+    A single value has no interval; a dash stands for no values.
+    """
+    mean, half = interval(values)
+    if len(values) < 2:
+        return f"{mean:.{digits}f}" if values else "–"
+    return f"{mean:.{digits}f} ± {half:.{digits}f}"
+
+
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    """A table in Markdown."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *rows])
+
+
+def fill(text: str, name: str, content: str) -> str:
+    """The text with ``content`` between its marks <!-- name --> and <!-- /name -->.
+
+    Raises Problem if a mark is missing.
+    """
+    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    if start not in text or end not in text:
+        raise Problem(f"The marks {start} and {end} are missing. Restore the file from git.")
+    return f"{text.split(start)[0]}{start}\n{content}\n{end}{text.split(end)[1]}"
+
+
+def fill_file(path: Path, tables: dict[str, str]) -> None:
+    """Put each table between its marks in a Markdown file.
+
+    Raises Problem if a mark is missing or the file cannot be written; the file is then as it was.
+    """
+    text = path.read_text(encoding="utf-8")
+    for name, content in tables.items():
+        text = fill(text, name, content)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+# --- the study's tables ---------------------------------------------------------------------------
+
+
+def study_tables(folder: Path) -> dict[str, str]:
+    """The tables whose records are in ``folder``, in Markdown, named after part and data set."""
+    found = {}
+    for dataset in DATASETS:
+        if tuning := load(folder, "tuning", dataset):
+            found[f"tuning-{dataset}"] = tuning_table(tuning)
+        if losses := common_seeds(load(folder, "losses", dataset)):
+            found[f"losses-{dataset}"] = losses_table(losses)
+            found[f"angles-{dataset}"] = angles_table(losses)
+            found[f"noise-{dataset}"] = noise_table(losses)
+        if unseen := common_seeds(load(folder, "unseen", dataset)):
+            found[f"unseen-{dataset}"] = unseen_table(unseen)
+    return found
+
+
+def setting_cells(record: Record) -> list[str]:
+    """Scale, margin and head learning rate of a run; a dash where the loss has none."""
+    values = (record[key] for key in ("scale", "margin", "head_lr"))
+    return ["–" if value is None else f"{value:g}" for value in values]
+
+
+def tuning_table(tuning: RunsByLoss) -> str:
+    """All short runs. The chosen one of a loss is bold once as many have been made for it as for
+    any other."""
+    rows, budget = [], max(map(len, tuning.values()))
+    for loss, runs in tuning.items():
+        best = max(runs, key=lambda record: record["test_accuracy"] or 0)
+        cells = []
+        for record in sorted(runs, key=lambda r: (r["scale"] or 0, r["margin"] or 0, r["head_lr"])):
+            result = "collapsed" if collapsed(record) else f"{100 * record['test_accuracy']:.2f}"
+            text = f"{' / '.join(setting_cells(record))}: {result}"
+            cells.append(f"**{text}**" if record is best and len(runs) == budget else text)
+        rows.append([LOSS_STYLE[loss][0], *cells])
+    head = "s / margin / head learning rate: validation accuracy, %"
+    return markdown([head, *[""] * budget], rows)
+
+
+def losses_table(losses: RunsByLoss) -> str:
+    """Test accuracy with its interval, and the paired difference to ArcFace."""
+    rows = []
+    for loss, runs in losses.items():
+        values = [100 * record["test_accuracy"] for record in finished(runs)]
+        difference = "–" if loss == "arcface" else mean_ci(differences(losses, loss), 2)
+        cells = [*setting_cells(runs[0]), str(len(values)), mean_ci(values, 2), difference]
+        rows.append([LOSS_STYLE[loss][0], *cells])
+    head = ["loss", "s", "margin", "head learning rate", "seeds", "test accuracy, %"]
+    return markdown([*head, "minus ArcFace, points"], rows)
+
+
+def angles_table(losses: RunsByLoss) -> str:
+    """The paper's Table 3 for our data, in degrees, beside its own numbers."""
+    rows = []
+    for loss, runs in losses.items():
+        cells = [mean_ci([r["angles"][key] for r in finished(runs)], 1) for key in ANGLES]
+        rows.append([LOSS_STYLE[loss][0], *cells])
+    for column, name in ((1, "paper, normalised softmax"), (2, "paper, ArcFace")):
+        rows.append([f"*{name}*", *(f"*{ANGLES[key][column]:.2f}*" for key in ANGLES)])
+    return markdown(["degrees", *(name for name, _, _ in ANGLES.values())], rows)
+
+
+def unseen_table(unseen: RunsByLoss) -> str:
+    """Verification of pairs of unseen classes, in %, for each split: means over seeds."""
+    splits = sorted({record["split"] for runs in unseen.values() for record in runs})
+    rows = []
+    for loss, runs in unseen.items():
+        by_split = [[record for record in runs if record["split"] == split] for split in splits]
+        cells = [verification_cell(of_split, key) for key in VERIFICATION for of_split in by_split]
+        rows.append([LOSS_STYLE[loss][0], *cells])
+    columns = [f"{name}, split {k + 1}" for name in VERIFICATION.values() for k in splits]
+    return markdown(["%", *columns], rows)
+
+
+def verification_cell(runs: list[Record], key: str) -> str:
+    """The mean of a verification figure in %, and how many of the runs collapsed."""
+    left = finished(runs)
+    if not left:
+        return "collapsed"
+    lost = f" ({len(runs) - len(left)} collapsed)" if len(left) < len(runs) else ""
+    return mean_ci(percent(left, key), 1) + lost
+
+
+def noise_table(losses: RunsByLoss) -> str:
+    """Accuracy of the nearest class mean at the middle and the largest strength."""
+    columns = [(x, metric) for x in ("softmax", "arcface") for metric in ("cosine", "euclidean")]
+    rows = []
+    for kind in CORRUPTIONS:
+        for strength in (0, 3, 5):
+            cells = []
+            for loss, metric in columns:
+                found = [record["corrupted"][kind][strength] for record in finished(losses[loss])]
+                cells.append(mean_ci([100 * accuracy[metric] for accuracy in found], 1))
+            rows.append([kind, str(strength), *cells])
+    head = [f"{LOSS_STYLE[loss][0]}, {metric.replace('euc', 'Euc')}" for loss, metric in columns]
+    return markdown(["corruption", "strength", *head], rows)

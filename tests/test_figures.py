@@ -1,0 +1,205 @@
+"""experiment/figures.py: pictures of one run, from a record and arrays that no training made."""
+
+import shutil
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiment import figures, records
+from experiment.errors import Problem
+
+PICTURES = ["accuracy", "loss", "angles", "embedding", "centres", "confusion", "mistakes"]
+CLASSES = ["cat", "dog", "frog", "ship"]
+
+
+def make_record(**changes) -> dict:
+    """The part of a run's record that pictures are drawn from."""
+    history = [
+        {
+            "epoch": epoch,
+            "train_loss": 2 / epoch,
+            "train_accuracy": 1 - 0.3 / epoch,
+            "test_loss": 3 / epoch,
+            "test_accuracy": 1 - 0.4 / epoch,
+        }
+        for epoch in range(1, 7)
+    ]
+    record = {
+        "dataset": "CIFAR-10",
+        "loss": "arcface",
+        "epochs": 6,
+        "history": history,
+        "test_accuracy": history[-1]["test_accuracy"],
+        "hyperparameters": {"hardest": 0.5, "full_epochs": 2},
+    }
+    return record | changes
+
+
+def make_arrays() -> dict[str, np.ndarray]:
+    """Two hundred test images of four classes, one in ten of them mistaken for the next class.
+
+    Only 48 have an embedding: a t-SNE of more takes seconds.
+    """
+    rng = np.random.default_rng(0)
+    labels = np.arange(200) % 4
+    predicted = np.where(np.arange(200) % 10 == 0, (labels + 1) % 4, labels)
+    centres = np.eye(4) - 0.25
+    centres /= np.linalg.norm(centres, axis=1, keepdims=True)
+    points = centres[labels[:48]] + 0.1 * rng.normal(size=(48, 4))
+    mistakes = np.flatnonzero(predicted != labels)[:18]
+    return {
+        "snapshots": rng.uniform(10, 100, size=(3, 50, 2)).astype(np.float16),
+        "embeddings": points / np.linalg.norm(points, axis=1, keepdims=True),
+        "labels": labels.astype(np.uint8),
+        "predicted": predicted.astype(np.uint8),
+        "centres": centres,
+        "mistakes": rng.integers(256, size=(len(mistakes), 32, 32, 3), dtype=np.uint8),
+        "mistakes_at": mistakes,
+        "mistakes_theta": rng.uniform(10, 100, size=(len(mistakes), 4)).astype(np.float16),
+        "classes": np.array(CLASSES),
+    }
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """A folder with a record, its arrays and their pictures."""
+    folder = tmp_path_factory.mktemp("run")
+    records.save_json(folder / "run.json", make_record())
+    records.save_arrays(folder / "arrays.npz", **make_arrays())
+    figures.draw_run(folder)
+    return folder
+
+
+@pytest.fixture
+def draw():
+    """Draws one picture and closes it at the end of the test."""
+    yield lambda name, **changes: getattr(figures, name)(make_record(**changes), make_arrays())
+    plt.close("all")
+
+
+def texts(figure) -> str:
+    """All words and numbers of a figure."""
+    figure.canvas.draw()
+    found = figure.findobj(lambda artist: hasattr(artist, "get_text"))
+    return "\n".join(artist.get_text() for artist in found)
+
+
+def test_every_picture_is_drawn_with_something_in_it(drawn):
+    assert {path.stem for path in drawn.glob("*.png")} == set(PICTURES)
+    for name in PICTURES:
+        with Image.open(drawn / f"{name}.png") as picture:
+            assert picture.format == "PNG" and picture.width >= 900
+            ink = np.asarray(picture.convert("L")) < 200
+            assert 0.005 < ink.mean() < 0.8
+    assert not plt.get_fignums()  # closed
+
+
+def test_drawing_again_gives_the_same_pictures(drawn, tmp_path):
+    for name in ("run.json", "arrays.npz"):
+        shutil.copy(drawn / name, tmp_path)
+    figures.draw_run(tmp_path)
+    for name in PICTURES:
+        one, two = (folder / f"{name}.png" for folder in (drawn, tmp_path))
+        assert one.read_bytes() == two.read_bytes()
+
+
+def test_a_picture_of_the_stand_in_says_so(monkeypatch, tmp_path):
+    titles = []
+    monkeypatch.setattr(figures, "save", lambda figure, path: titles.append(texts(figure)))
+    records.save_json(tmp_path / "run.json", make_record(dataset="synthetic"))
+    records.save_arrays(tmp_path / "arrays.npz", **make_arrays())
+    figures.draw_run(tmp_path)
+    plt.close("all")
+    assert len(titles) == 7
+    for title in titles:
+        assert "SYNTHETIC" in title and "CIFAR-10" not in title
+
+
+@pytest.mark.parametrize(("name", "unit"), [("accuracy", 100), ("loss", 1)])
+def test_curves_hold_the_history(draw, name, unit):
+    axes = draw(name).axes[0]
+    curves = {line.get_label(): line.get_xydata() for line in axes.lines}
+    history = make_record()["history"]
+    for label, key in (("training", f"train_{name}"), ("test", f"test_{name}")):
+        (curve,) = (xy for text, xy in curves.items() if text.startswith(label))
+        assert curve[:, 0].tolist() == [1, 2, 3, 4, 5, 6]
+        assert curve[:, 1] == pytest.approx([unit * entry[key] for entry in history])
+    assert any("epochs 3 to 4: hardest 50%" in label for label in curves)
+    assert axes.get_xlabel() == "epoch" and axes.get_ylabel() in ("accuracy in %", "loss (nats)")
+
+
+def test_without_hard_images_no_picture_speaks_of_them(draw):
+    for hyperparameters in ({"hardest": 1.0, "full_epochs": 2}, {"hardest": 0.5, "full_epochs": 3}):
+        for name in ("accuracy", "angles"):
+            assert "hardest" not in texts(draw(name, hyperparameters=hyperparameters))
+    assert "middle steps (hardest 50%)" in texts(draw("angles"))
+
+
+def test_histograms_hold_every_angle(draw):
+    figure, arrays = draw("angles"), make_arrays()
+    assert len(figure.axes) == 3
+    for axes, theta in zip(figure.axes, arrays["snapshots"].astype(float), strict=True):
+        for bars, column, line in zip(axes.containers, theta.T, axes.lines, strict=True):
+            counts, _ = np.histogram(column, np.arange(0, 181, 2))
+            assert [bar.get_height() for bar in bars] == pytest.approx(counts / len(column) / 2)
+            assert line.get_xdata()[0] == pytest.approx(column.mean())
+    assert "degrees" in figure.axes[-1].get_xlabel()
+
+
+def test_the_map_holds_every_embedding_and_centre(draw):
+    axes = draw("embedding").axes[0]
+    sizes = [len(points.get_offsets()) for points in axes.collections]
+    assert sorted(sizes) == [1] * 4 + [12] * 4
+    flat = np.concatenate([points.get_offsets() for points in axes.collections])
+    assert np.isfinite(flat).all() and np.ptp(flat, axis=0).min() > 1
+
+
+def test_centres_of_a_simplex_are_shown_at_its_limit(draw):
+    figure = draw("centres")
+    shown = [text.get_text() for text in figure.axes[0].texts]
+    assert shown == ["109"] * 12  # arccos(−1/3) = 109.47° between any two of four
+    title = figure.axes[0].get_title()
+    assert "nearest other: 109.5°" in title and "simplex limit: 109.5°" in title
+
+
+def test_the_confusion_matrix_counts_every_test_image(draw):
+    axes, arrays = draw("confusion").axes[0], make_arrays()
+    shown = {}
+    for text in axes.texts:
+        column, row = text.get_position()
+        shown[int(row), int(column)] = int(text.get_text())
+    for true, predicted in np.ndindex(4, 4):
+        both = (arrays["labels"] == true) & (arrays["predicted"] == predicted)
+        assert shown[true, predicted] == both.sum()
+    assert "20 of 200 test images are wrong" in axes.get_title()
+    for ticks in (axes.get_xticklabels(), axes.get_yticklabels()):
+        assert [tick.get_text() for tick in ticks] == CLASSES
+
+
+def test_mistakes_are_shown_with_their_images_classes_and_angles(draw):
+    figure, arrays = draw("mistakes"), make_arrays()
+    for i, at in enumerate(arrays["mistakes_at"]):
+        true, predicted = arrays["labels"][at], arrays["predicted"][at]
+        theta = arrays["mistakes_theta"][i]
+        first = f"is {CLASSES[true]}, {theta[true]:.0f}°"
+        second = f"said {CLASSES[predicted]}, {theta[predicted]:.0f}°"
+        assert figure.axes[i].get_title() == f"{first}\n{second}"
+        assert np.array_equal(figure.axes[i].images[0].get_array(), arrays["mistakes"][i])
+
+
+def test_a_run_without_mistakes_can_be_drawn():
+    arrays = make_arrays()
+    arrays["predicted"] = arrays["labels"]
+    for key in ("mistakes", "mistakes_at", "mistakes_theta"):
+        arrays[key] = arrays[key][:0]
+    figures.mistakes(make_record(), arrays)
+    confusion = figures.confusion(make_record(), arrays)
+    assert "0 of 200 test images are wrong" in texts(confusion)
+    plt.close("all")
+
+
+def test_a_missing_record_is_named(tmp_path):
+    with pytest.raises(Problem, match=r"run\.json"):
+        figures.draw_run(tmp_path)

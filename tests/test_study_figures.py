@@ -1,0 +1,113 @@
+"""The study's pictures show what its records say."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from study import figures, tables
+from study.corruption import CORRUPTIONS
+from study.verification import FALSE_ACCEPT
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    """Figures stay open until the test ends."""
+    yield
+    plt.close("all")
+
+
+def run(accuracy, seed=0, **values):
+    """A record of a run, as the pictures read it."""
+    defaults = {"split": None, "scale": 8.0, "margin": 0.1, "head_lr": 0.2, "epochs": 1}
+    return defaults | {"test_accuracy": accuracy, "seed": seed} | values
+
+
+def verified(split, seed, level):
+    """A record of verification with a ROC curve and pairs at one angle each."""
+    counts = {"positive": [0] * 180, "negative": [0] * 180}
+    counts["positive"][20 + seed], counts["negative"][80 + seed] = 30, 60
+    found = {"eer": level, "roc": [level] * len(FALSE_ACCEPT)} | counts
+    return run(0.9, seed, split=split, verification=found)
+
+
+def heights(container):
+    """Of the bars in a picture."""
+    return [bar.get_height() for bar in container]
+
+
+def test_accuracies_and_paired_differences_are_where_the_records_say():
+    losses = {"cosface": [run(0.93), run(0.95, 1)], "arcface": [run(0.90), run(0.91, 1)]}
+    left, right = figures.draw_accuracy(losses, "MNIST").axes
+    means = [container.lines[0].get_xydata()[0].tolist() for container in left.containers]
+    assert means == [pytest.approx([94, 0]), pytest.approx([90.5, 1])]
+    assert [tick.get_text() for tick in left.get_yticklabels()] == ["CosFace", "ArcFace"]
+    (difference,) = right.containers
+    assert difference.lines[0].get_xydata()[0].tolist() == pytest.approx([3.5, 0])
+    bar = difference.lines[2][0].get_segments()[0][:, 0]
+    assert bar == pytest.approx([3.5 - 6.353, 3.5 + 6.353], abs=1e-3)  # 12.706·0.5
+
+
+def test_angles_stand_beside_the_paper_s_and_the_simplex_limit():
+    angles = {key: 10.0 * k for k, key in enumerate(tables.ANGLES)}
+    axes = figures.draw_angles({"arcface": [run(0.9, angles=angles)]}, "MNIST").axes[0]
+    drawn = [container.lines[0].get_ydata()[0] for container in axes.containers]
+    assert drawn == pytest.approx([0, 10, 20, 30, 40, 50])
+    levels = {float(line.get_ydata()[0]) for line in axes.lines if len(line.get_ydata()) == 2}
+    assert {44.26, 14.29, 65.60, 66.55} <= levels
+    assert any(level == pytest.approx(96.379, abs=1e-3) for level in levels)
+    names = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert names == ["ArcFace", "paper, norm. softmax", "paper, ArcFace"]
+
+
+def test_roc_is_the_mean_over_runs():
+    unseen = {"arcface": [verified(0, 0, 0.2), verified(1, 0, 0.4)]}
+    axes = figures.draw_roc(unseen, "MNIST").axes[0]
+    assert axes.lines[0].get_ydata() == pytest.approx(np.full(len(FALSE_ACCEPT), 30.0))
+    assert axes.lines[0].get_label() == "ArcFace: EER 30.0%"
+    assert "2 runs each, splits 1 and 2" in axes.get_title()
+
+
+def test_pairs_are_shares_of_all_of_a_kind():
+    unseen = {
+        "softmax": [verified(1, 0, 0.1), verified(1, 1, 0.1)],
+        "cm1": [verified(1, 0, 0.2)] * 2,
+    }
+    figure = figures.draw_pairs(unseen, "MNIST")
+    positive, negative = figure.axes[0].containers
+    assert heights(positive)[20] == heights(positive)[21] == heights(negative)[80] == 50
+    assert sum(heights(positive)) == sum(heights(negative)) == 100
+    assert "2 runs each, split 2)" in figure._suptitle.get_text()
+    single = figures.draw_pairs({"cm1": [verified(0, 0, 0.2)]}, "MNIST")
+    assert len(single.axes) == 1
+
+
+def test_the_grid_has_a_cross_where_training_collapsed():
+    runs = [run(0.9, scale=s, margin=m, angles={"w_ec": s + m}) for s in (4, 8) for m in (0.0, 0.5)]
+    runs[1] = run(None, scale=4, margin=0.5)
+    figure = figures.draw_grid(runs[::-1])
+    accuracy, w_ec = figure.axes
+    assert w_ec.images[0].get_array().tolist() == [[4, None], [8, 8.5]]
+    assert [text.get_text() for text in accuracy.texts] == ["90.0", "×", "90.0", "90.0"]
+    assert [tick.get_text() for tick in w_ec.get_yticklabels()] == ["4", "8"]
+    assert "×: training collapsed" in figure._suptitle.get_text()
+    assert "collapsed" not in figures.draw_grid([runs[0]])._suptitle.get_text()
+
+
+def test_noise_is_drawn_for_each_kind_loss_and_distance():
+    def corrupted(cosine):
+        curve = [{"cosine": cosine - 0.1 * k, "euclidean": 0.5 - 0.1 * k} for k in range(6)]
+        return [run(0.9, corrupted=dict.fromkeys(CORRUPTIONS, curve))]
+
+    losses = {"softmax": corrupted(0.9), "arcface": corrupted(0.8)}
+    figure = figures.draw_noise(losses, "MNIST")
+    assert [axis.get_title() for axis in figure.axes] == list(CORRUPTIONS)
+    found = {line.get_label(): line.get_ydata()[0] for line in figure.axes[1].lines}
+    expected = {"softmax, cosine": 90, "softmax, Euclidean": 50, "ArcFace, cosine": 80}
+    assert found == pytest.approx(expected | {"ArcFace, Euclidean": 50})
+
+
+def test_without_records_nothing_is_drawn(tmp_path):
+    (tmp_path / "README.md").write_text("text\n", encoding="utf-8")
+    figures.draw(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+    assert (tmp_path / "README.md").read_text(encoding="utf-8") == "text\n"
