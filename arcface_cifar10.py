@@ -5,9 +5,7 @@ means of 5 seeds with 95% intervals, on two cores of an AMD EPYC in bfloat16
 (figures/cifar10/seeds.json).
 """
 
-import experiment.errors  # noqa: F401  first: it makes Ctrl-C during the other imports one line
-
-# isort: split
+import experiment.errors  # noqa: F401, I001  first: Ctrl-C during the other imports is one line
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -21,9 +19,10 @@ from experiment import cli, run
 from experiment.augment import fade, random_light, random_squares, shift_and_flip, to_float
 from experiment.data import Data
 from experiment.layers import Conv, block
-from experiment.training import Batch, Recipe, Settings, Trained, Training, margins
+from experiment.recipe import Recipe, Settings, margins
+from experiment.training import Batch, Trained, Training
 
-# --- the embedding CNN ----------------------------------------------------------------------------
+# --- the network and its augmentation -------------------------------------------------------------
 
 
 class Network(nn.Module):
@@ -64,9 +63,6 @@ class Network(nn.Module):
         values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
         filters = (vectors / (values + 5e-4).sqrt()).T.unflatten(1, (3, 2, 2)).float()
         self.whiten.weight.copy_(torch.cat([filters, -filters]))
-
-
-# --- augmentation ---------------------------------------------------------------------------------
 
 
 def augment(

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from experiment.errors import protect_streams
-from experiment.training import LOSSES, Recipe
+from experiment.recipe import LOSSES, Recipe
 
 
 def parse(

@@ -15,10 +15,12 @@ from torch import nn
 
 from arcface_loss import ArcMarginProduct, unit
 from experiment import data, errors, evaluation, machine, records, synthetic
+from experiment.checkpoint import differing
 from experiment.cli import run_name
 from experiment.errors import Finished, Problem
+from experiment.recipe import Recipe, Settings, margins
 from experiment.records import ROOT
-from experiment.training import Recipe, Settings, Trained, differing, margins
+from experiment.training import Trained
 
 EMBEDDINGS_KEPT = 2000  # test embeddings kept for their picture
 MISTAKES_KEPT = 18  # test images kept for the picture of mistakes

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,75 +15,21 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from experiment import records
+from experiment.checkpoint import (
+    check_history,
+    check_kind,
+    load_checkpoint,
+    read_checkpoint,
+    restore_optimizer,
+)
 from experiment.data import Data
 from experiment.errors import Problem
 from experiment.evaluation import Head, angles_to_centres, embed, loss_and_accuracy, own_and_other
 from experiment.machine import autocast, first_on_rank_0, rank_and_processes
-from experiment.records import Epoch
+from experiment.recipe import Recipe, Settings
 
 SNAPSHOT_STEPS = 10  # at the start, in the middle and at the end: their angles are kept
 LOG_EVERY = 10  # steps between two updates of the progress bar; only then is the device waited for
-
-LOSSES = ("softmax", "norm-softmax", "sphereface", "cosface", "arcface", "cm1")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """Everything that was chosen for a data set. What no option changes stands in a run's record.
-
-    network, augmentation: keyword arguments of the script's ``Network`` and ``augment``.
-    muon, sgd: keyword arguments of the two optimizers.
-    learning_rates: the peaks. warm_up: the fraction of the steps in which the rates rise
-        linearly; then they fall linearly to 0.
-    hardest: the fraction of the training images used in each middle epoch: those with the largest
-        loss when last seen. full_epochs: how many epochs at the start, and at the end, use all
-        images.
-    views: of test-time augmentation, as in :func:`experiment.evaluation.tta_logits`; empty for
-    none.
-    default_margins: the margin of each loss that has one.
-    """
-
-    dataset: str
-    network: dict
-    augmentation: dict
-    learning_rates: dict[str, float]
-    muon: dict
-    sgd: dict
-    warm_up: float
-    hardest: float
-    full_epochs: int
-    views: list[list[float]]
-    epochs: int
-    batch_size: int
-    embedding_size: int
-    scale: float
-    default_margins: dict[str, float]
-
-    @property
-    def hyperparameters(self) -> dict:
-        """What no option changes, as it stands in a record and a checkpoint."""
-        changeable = {"dataset", "epochs", "batch_size", "embedding_size", "scale"}
-        changeable.add("default_margins")
-        return {key: value for key, value in asdict(self).items() if key not in changeable}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What a run is asked to do. Equal settings on one machine end with equal weights."""
-
-    dataset: str
-    recipe: str = "default"
-    loss: str
-    scale: float | None
-    margin: float | None
-    embedding_size: int
-    epochs: int
-    batch_size: int
-    seed: int
-    device: str
-    precision: str
-    processes: int = 1
-    threads: int
 
 
 @dataclass(kw_only=True)
@@ -138,18 +83,6 @@ class Classifier(nn.Module):
         if isinstance(self.head, nn.Linear):
             return self.head(embeddings), embeddings
         return self.head(embeddings, label), embeddings
-
-
-def margins(loss: str, margin: float | None) -> dict:
-    """ArcMarginProduct's keyword arguments for each of LOSSES but softmax, a plain linear layer."""
-    known: dict[str, dict] = {
-        "norm-softmax": {"m": 0.0},
-        "sphereface": {"m": 0.0, "m1": margin},
-        "cosface": {"m": 0.0, "m3": margin},
-        "arcface": {"m": margin},
-        "cm1": {"m": 0.3, "m3": 0.2},
-    }
-    return known[loss]
 
 
 class Training:
@@ -409,86 +342,3 @@ def raise_if_diverged(
     if step >= max(total / 10, 20) and accuracy < 2 / classes:
         reached = f"{accuracy:.1%} after {step + 1} of {total} steps"
         raise Diverged(f"The training accuracy is {reached}: nothing is learnt. {remedy}")
-
-
-def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict:
-    """What a checkpoint holds, of whatever settings. Raises Problem if it cannot be read."""
-    state = records.load_torch(path, device)
-    kinds = {"settings": dict, "hyperparameters": dict, "history": list}
-    for key, kind in kinds.items():
-        if not isinstance(state, dict) or not isinstance(state.get(key), kind):
-            raise Problem(f"{path} is not a checkpoint of this program. Delete it or move it away.")
-    return state
-
-
-def load_checkpoint(path: Path, settings: Settings, recipe: Recipe, device: torch.device) -> dict:
-    """The state of an interrupted run. Raises Problem unless it was started with equal settings."""
-    state = read_checkpoint(path, device)
-    if changed := differing(state, settings, recipe):
-        raise Problem(
-            f"{path} is of another run: {changed}. Repeat its options, or delete it to start again."
-        )
-    return state
-
-
-def differing(saved: dict, settings: Settings, recipe: Recipe) -> str:
-    """In what a run is to differ from a saved one; empty if in nothing.
-
-    Args:
-        saved: a checkpoint or a model, with its ``settings`` and ``hyperparameters``.
-    """
-    before = saved["settings"] | saved["hyperparameters"]
-    wanted = asdict(settings) | recipe.hyperparameters
-    return ", ".join(
-        f"{key} {before.get(key)} (now {value})"
-        for key, value in wanted.items()
-        if type(before.get(key)) is not type(value) or before[key] != value
-    )
-
-
-def check_history(history: list, epochs: int) -> None:
-    """Raise ValueError unless this is the history of between 1 and ``epochs`` epochs."""
-    numbers = [entry["epoch"] for entry in history]
-    values = [entry[key] for entry in history for key in Epoch.__annotations__]
-    if numbers != [*range(1, len(history) + 1)] or not 1 <= len(history) <= epochs:
-        raise ValueError(f"the history has {len(history)} epochs")
-    if not all(type(value) in (int, float) and math.isfinite(value) for value in values):
-        raise ValueError("the history has entries that are not numbers")
-
-
-def check_kind(name: str, saved: Any, own: Any) -> None:
-    """Raise ValueError, which says where, unless ``saved`` can take the place of ``own``.
-
-    Keys, types and shapes must be equal, and no number may be NaN. What an optimizer holds is
-    checked when it is loaded.
-    """
-    if isinstance(own, dict) and isinstance(saved, dict):
-        if saved.keys() != own.keys():
-            raise ValueError(f"{name or 'the whole'} has the wrong keys")
-        for key in saved.keys() - {"settings", "hyperparameters", "optimizers"}:
-            check_kind(key, saved[key], own[key])
-    elif type(saved) is not type(own):
-        raise ValueError(f"{name} is of the wrong type")
-    elif isinstance(own, Tensor):
-        if saved.shape != own.shape or saved.dtype != own.dtype:
-            raise ValueError(f"{name} has the wrong shape or type")
-        if saved.isnan().any():
-            raise ValueError(f"{name} has entries that are not numbers")
-    elif isinstance(own, float) and not math.isfinite(saved):
-        raise ValueError(f"{name} is not a number")
-
-
-def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
-    """Load an optimizer's state. Raises ValueError if it is not of these weights and settings."""
-    groups = optimizer.state_dict()["param_groups"], saved["param_groups"]
-    one, other = ([group | {"lr": None} for group in found] for found in groups)
-    if one != other:
-        raise ValueError("an optimizer has other settings")
-    optimizer.load_state_dict(saved)
-    for group in optimizer.param_groups:
-        for weight in group["params"]:
-            moments = optimizer.state[weight].values()
-            if group["momentum"] and not moments:
-                raise ValueError("a momentum is missing")
-            if not all(m.shape == weight.shape and m.isfinite().all() for m in moments):
-                raise ValueError("a momentum has the wrong shape, or is not a number")

@@ -40,8 +40,8 @@ from experiment.data import Data
 from experiment.errors import Problem
 from experiment.figures import BLUE, GREEN, GREY, ORANGE, STYLE
 from experiment.layers import Conv, Residual
+from experiment.recipe import Settings
 from experiment.records import ROOT
-from experiment.training import Settings
 from study.tables import fill_file, markdown
 
 N, D = 512, 512  # batch and embedding size of the head's benchmark, the paper's

@@ -19,8 +19,9 @@ import arcface_cifar10
 import arcface_mnist
 from experiment import cli, data, errors, evaluation, machine, records
 from experiment.data import Data
+from experiment.recipe import LOSSES, Recipe
 from experiment.records import ROOT
-from experiment.training import LOSSES, Recipe, Trained
+from experiment.training import Trained
 from study import corruption, figures, paper, verification
 from study.runs import Setup, Study, Task
 

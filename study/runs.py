@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from experiment import machine, records
 from experiment.data import Data
-from experiment.training import Diverged, Recipe, Settings, Trained
+from experiment.recipe import Recipe, Settings
+from experiment.training import Diverged, Trained
 
 # What an experiment measures on a trained network: called with it, the data that it was trained
 # on, and the precision; returns what is added to the record.

@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 
 from experiment.data import Data
-from experiment.training import Recipe, Settings, Trained
+from experiment.recipe import Recipe, Settings
+from experiment.training import Trained
 
 
 def equal_weights(one: dict, other: dict) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from experiment import cli
-from experiment.training import Recipe
+from experiment.recipe import Recipe
 
 NAMES = {
     *("data", "out", "epochs", "batch_size", "seed", "loss", "scale", "margin", "embedding_size"),

@@ -12,7 +12,8 @@ import arcface_cifar10
 import arcface_mnist
 from experiment import augment, data, records
 from experiment.layers import Conv
-from experiment.training import LOSSES, Batch
+from experiment.recipe import LOSSES
+from experiment.training import Batch
 from tests.helpers import equal_weights, tiny, train
 
 NAMES = {arcface_mnist: "MNIST", arcface_cifar10: "CIFAR-10"}

@@ -12,7 +12,8 @@ from torch import nn
 from arcface_loss import ArcMarginProduct
 from experiment import evaluation, records, synthetic
 from experiment.data import Data
-from experiment.training import LOSSES, Diverged, Trained
+from experiment.recipe import LOSSES
+from experiment.training import Diverged, Trained
 from study import losses
 from study.runs import Setup, Study
 

@@ -24,7 +24,8 @@ from torch import nn
 import arcface_mnist
 from arcface_loss import ArcMarginProduct
 from experiment import synthetic
-from experiment.training import Settings, Training
+from experiment.recipe import Settings
+from experiment.training import Training
 
 if "RANK" in os.environ:
     dist.init_process_group("gloo")

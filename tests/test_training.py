@@ -80,33 +80,6 @@ def test_guessing_after_a_tenth_of_the_steps_is_named():
         training.raise_if_diverged(1.0, 0.19, 10, 90, 100, given)
 
 
-@pytest.mark.parametrize(
-    ("loss", "margin", "expected"),
-    [
-        ("norm-softmax", None, math.cos(0.3)),
-        ("sphereface", 1.2, math.cos(1.2 * 0.3)),
-        ("cosface", 0.1, math.cos(0.3) - 0.1),
-        ("arcface", 0.1, math.cos(0.3 + 0.1)),
-        ("cm1", None, math.cos(0.3 + 0.3) - 0.2),
-    ],
-)
-def test_each_loss_has_the_margin_of_its_paper(loss, margin, expected):
-    head = ArcMarginProduct(2, 2, s=1.0, **training.margins(loss, margin))
-    with torch.no_grad():
-        head.weight.copy_(torch.eye(2))
-    x = torch.tensor([[math.cos(0.3), math.sin(0.3)]])
-    logits = head(x, torch.tensor([0]))
-    assert logits[0].tolist() == pytest.approx([expected, math.sin(0.3)], abs=1e-6)
-
-
-def test_every_loss_but_softmax_has_margins():
-    for loss in training.LOSSES:
-        if loss != "softmax":
-            ArcMarginProduct(2, 2, **training.margins(loss, 1.0))
-    with pytest.raises(KeyError):
-        training.margins("softmax", None)
-
-
 # --- network and head as one module ---------------------------------------------------------------
 
 

@@ -1,0 +1,76 @@
+"""What a run is made of: a recipe, chosen for a data set, and the settings of its options."""
+
+from dataclasses import asdict, dataclass
+
+LOSSES = ("softmax", "norm-softmax", "sphereface", "cosface", "arcface", "cm1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that was chosen for a data set. What no option changes stands in a run's record.
+
+    network, augmentation: keyword arguments of the script's ``Network`` and ``augment``.
+    muon, sgd: keyword arguments of the two optimizers.
+    learning_rates: the peaks. warm_up: the fraction of the steps in which the rates rise
+        linearly; then they fall linearly to 0.
+    hardest: the fraction of the training images used in each middle epoch: those with the largest
+        loss when last seen. full_epochs: how many epochs at the start, and at the end, use all
+        images.
+    views: of test-time augmentation, as in :func:`experiment.evaluation.tta_logits`; empty for
+    none.
+    default_margins: the margin of each loss that has one.
+    """
+
+    dataset: str
+    network: dict
+    augmentation: dict
+    learning_rates: dict[str, float]
+    muon: dict
+    sgd: dict
+    warm_up: float
+    hardest: float
+    full_epochs: int
+    views: list[list[float]]
+    epochs: int
+    batch_size: int
+    embedding_size: int
+    scale: float
+    default_margins: dict[str, float]
+
+    @property
+    def hyperparameters(self) -> dict:
+        """What no option changes, as it stands in a record and a checkpoint."""
+        changeable = {"dataset", "epochs", "batch_size", "embedding_size", "scale"}
+        changeable.add("default_margins")
+        return {key: value for key, value in asdict(self).items() if key not in changeable}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a run is asked to do. Equal settings on one machine end with equal weights."""
+
+    dataset: str
+    recipe: str = "default"
+    loss: str
+    scale: float | None
+    margin: float | None
+    embedding_size: int
+    epochs: int
+    batch_size: int
+    seed: int
+    device: str
+    precision: str
+    processes: int = 1
+    threads: int
+
+
+def margins(loss: str, margin: float | None) -> dict:
+    """ArcMarginProduct's keyword arguments for each of LOSSES but softmax, a plain linear layer."""
+    known: dict[str, dict] = {
+        "norm-softmax": {"m": 0.0},
+        "sphereface": {"m": 0.0, "m1": margin},
+        "cosface": {"m": 0.0, "m3": margin},
+        "arcface": {"m": margin},
+        "cm1": {"m": 0.3, "m3": 0.2},
+    }
+    return known[loss]
