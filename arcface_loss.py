@@ -4,24 +4,30 @@ This file needs torch and nothing else: copy it into your project.
 
     head = ArcMarginProduct(in_features=512, out_features=1000, s=64.0, m=0.5)
     loss = F.cross_entropy(head(embeddings, label), label)   # training: the margin needs the label
+    loss = head.loss(embeddings, label)                      # the same without the logits' memory
     prediction = head(embeddings).argmax(dim=1)              # inference: plain s·cos θ, no margin
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
+from numbers import Real
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+
+_REDUCE: dict[str, Any] = {"mean": Tensor.mean, "sum": Tensor.sum, "none": Tensor.clone}
 
 
 class ArcMarginProduct(nn.Module):
     """Cosine classifier with the combined angular margin of the paper's eq. 4.
 
     With x̂ and Ŵ_j the unit vectors of an embedding and of the centre of class j, and θ_j the angle
-    between them, the logits are s·cos θ_j, except that of the sample's own class y:
+    between them, the logits are s·cos θ_j, but for the sample's own class y it is s·φ(θ_y):
 
-        s·(cos(m1·θ_y + m) − m3)
+        φ(θ) = cos(m1·θ + m) − m3
 
     ==========================  ====  ====  =====
     loss                        m1    m     m3
@@ -34,201 +40,261 @@ class ArcMarginProduct(nn.Module):
     CM2                         0.9   0.4   0.15
     ==========================  ====  ====  =====
 
-    Where the cosine would turn upwards again, the target logit continues downwards. For m1 = 1 and
-    θ_y > π − m it is s·(cos θ_y − m·sin m − m3), the form in common use, which drops a little at the
-    seam. Otherwise, with ψ = m1·θ_y + m and k = ⌊ψ/π⌋, it is s·((−1)^k·cos ψ − 2k − m3), SphereFace's
-    own continuation (https://arxiv.org/abs/1704.08063, eq. 7), which has no seam.
+    Where the cosine would turn upwards again, φ continues downwards. For m1 = 1 and θ > π − m it is
+    cos θ − m·sin m − m3, the form in common use, which drops a little at the seam. Otherwise, with
+    ψ = m1·θ + m and k = ⌊ψ/π⌋, it is (−1)^k·cos ψ − 2k − m3, SphereFace's own continuation
+    (https://arxiv.org/abs/1704.08063, eq. 7), which has no seam.
 
     Args:
-        in_features: d, the length of an embedding.
-        out_features: n, the number of classes.
+        in_features, out_features: d, the length of an embedding, and n, the number of classes.
         s: the scale of the logits, > 0: the radius of the hypersphere.
         m: the additive angular margin in radians (the paper's m2), in [0, π/2].
         easy_margin: apply the margin only where θ_y < 90° and leave s·cos θ_y elsewhere. Training
-            starts more easily, but the target logit then jumps up at 90° by about s·sin m, so it is
-            no longer monotone in θ.
-        m1: the multiplicative angular margin, > 0.
-        m3: the additive cosine margin, ≥ 0.
+            starts more easily, but the target logit then jumps up at 90° by about s·sin m.
+        m1, m3: the multiplicative angular margin, > 0, and the additive cosine margin, ≥ 0.
+        device, dtype: of ``weight``, the state dict's only entry: n × d, a row for each centre.
 
-    State dict: ``weight``, n × d, one row for each class centre. Its rows need not have unit length.
+    All is computed in float32 (float64 if an input is), under autocast too, for rows of any length;
+    a zero row is at 90° to everything. A gradient, which grows as 1/length, ends at the largest
+    number of its dtype, but becomes infinite in float16, for a GradScaler to see.
 
-    Raises:
-        ValueError: an argument is outside the range given above.
-
-    Source: J. Deng, J. Guo, N. Xue, S. Zafeiriou, "ArcFace: Additive Angular Margin Loss for Deep
-    Face Recognition", CVPR 2019, https://arxiv.org/abs/1801.07698.
+    In a larger system: DistributedDataParallel and hooks see only calls of the wrapped module, so
+    call ``loss`` inside its forward. An FSDP2 unit needs
+    ``register_fsdp_forward_method(head, "loss")``. torch.compile, export, torch.func and
+    ``create_graph=True`` differentiate the plain formula, to any order: ``loss`` is then
+    F.cross_entropy of all the logits, gradients may overflow, and traced labels are not checked.
     """
 
-    def __init__(self, in_features, out_features, s=30.0, m=0.50, easy_margin=False, m1=1.0, m3=0.0):
+    def __init__(
+        self, in_features: int, out_features: int, s: float = 30.0, m: float = 0.50,
+        easy_margin: bool = False, m1: float = 1.0, m3: float = 0.0, *,
+        device: torch.device | str | int | None = None, dtype: torch.dtype | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
-        _require(in_features >= 1, "in_features", in_features, "at least 1")
-        _require(out_features >= 2, "out_features", out_features, "at least 2 classes")
-        _require(0 < s < math.inf, "s", s, "a finite scale above 0")
-        _require(0 <= m <= math.pi / 2, "m", m, "a margin in radians, between 0 and π/2")
-        _require(0 < m1 < math.inf, "m1", m1, "a finite factor above 0")
-        _require(0 <= m3 < math.inf, "m3", m3, "a finite cosine margin of 0 or more")
         self.in_features, self.out_features = in_features, out_features
-        self.s, self.m, self.m1, self.m3 = s, m, m1, m3
-        self.easy_margin = easy_margin
-        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        self.s, self.m, self.m1, self.m3, self.easy_margin = s, m, m1, m3, easy_margin
+        self._check_settings()
+        weight = torch.empty(out_features, in_features, device=device, dtype=dtype)
+        self.weight = nn.Parameter(weight)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
         nn.init.xavier_uniform_(self.weight)
 
     def forward(self, input: Tensor, label: Tensor | None = None) -> Tensor:
-        """Logits for ``CrossEntropyLoss`` (with labels) or for prediction (without).
+        """N × n logits, for ``CrossEntropyLoss`` (with labels) or for prediction (without).
 
-        Everything is computed in float32 (float64 for float64 input), under autocast too. Loss and
-        gradient are finite for every finite input: the direction of a zero embedding is the zero
-        vector (θ = 90° to every centre), and a gradient too large for the dtype of the input
-        saturates at its largest number.
-
-        Args:
-            input: embeddings, N × d, of any length and any floating-point dtype.
-            label: class indices, N, int64. None leaves the margin out.
-
-        Returns:
-            N × n logits: s·cos θ_j, the target ones with the margin.
-
-        Raises:
-            ValueError: a shape does not fit, or, on the CPU, a label is not in [0, n). On a GPU
-                looking at the labels would stall the queue, so a bad one ends in CUDA's
-                device-side assertion: check labels once, when they are loaded.
-            TypeError: the embeddings are not floating point or the labels are not int64.
+        Embeddings are N × d, of any length and floating dtype, and class indices N, int64; None
+        leaves the margin out, and there is no ignore_index. What does not fit raises TypeError or
+        ValueError. So does a label outside [0, n) on the CPU; on a GPU, where looking at labels
+        would stall the queue, it ends in CUDA's device-side assertion.
         """
-        self._check(input, label)
-        with torch.autocast(input.device.type, enabled=False):
-            x = unit(input)
-            W = F.normalize(self.weight.to(x.dtype))
-            if label is None:
-                return F.linear(self.s * x, W)
-            # The own centres are looked up before the product, and their gradient is sparse: so the
-            # backward pass adds N rows to the product's gradient instead of making an n × d one. (Apple's
-            # GPUs have no sparse tensors.)
-            excess = self.s * self._excess(x, F.embedding(label, W, sparse=not W.is_mps))
-            return F.linear(self.s * x, W).scatter_add_(1, label[:, None], excess[:, None])
+        self._check(input, label, optional=True)
+        return _differentiable(partial(_compute, self, label, None, 1), input, self.weight)
 
-    def loss(self, input: Tensor, label: Tensor, chunk: int = 8192) -> Tensor:
-        """``F.cross_entropy(self(input, label), label)`` without ever holding the N × n logits.
+    def loss(
+        self, input: Tensor, label: Tensor, *, reduction: str = "mean", block: int | None = None
+    ) -> Tensor:
+        """``F.cross_entropy(self(input, label), label, reduction=reduction)``, faster and smaller.
 
-        The classes are taken ``chunk`` at a time, and each chunk's logits are computed again in the
-        backward pass, so that the extra memory is a few times N × chunk numbers and the time about
-        4/3. The weight is not copied either: the columns of the product are scaled by 1/‖W_j‖.
-
-        Args:
-            input: embeddings, N × d.
-            label: class indices, N, int64.
-            chunk: how many classes at a time, at least 1.
-
-        Returns:
-            The mean cross-entropy, a scalar. Raises as :meth:`forward` does.
+        The samples are taken ``block`` at a time (None: as many as have 2²⁶ logits, at least 64),
+        and both gradients are made with a block's logits. So nothing is computed twice, and the
+        memory is the weight, its gradient and one block's logits; what is frozen gets no gradient.
+        For "none", and in a second backward pass through a retained graph, the logits are made
+        again, a third slower. A loss near 0 is as exact as its logits, not rounded to 0.
         """
-        self._check(input, label)
-        _require(chunk >= 1, "chunk", chunk, "at least 1 class")
-        with torch.autocast(input.device.type, enabled=False):
-            x = unit(input)
-            W_y = F.normalize(F.embedding(label, self.weight, sparse=not input.is_mps).to(x.dtype))
-            excess = self.s * self._excess(x, W_y)
-            target = self.s * (x * W_y).sum(dim=1) + excess
-            return (_LogSumExp.apply(self.s * x, self.weight, label, excess, chunk) - target).mean()
+        self._check(input, label, optional=False)
+        if reduction not in _REDUCE:
+            raise ValueError(f"reduction is {reduction!r}; it must be 'mean', 'sum' or 'none'")
+        block = max(64, 2**26 // self.out_features) if block is None else block
+        _require("block", block, lambda: block >= 1, "at least 1 sample")
+        compute = partial(_compute, self, label, reduction, block)
+        return _differentiable(compute, input, self.weight)
 
-    def _excess(self, x: Tensor, W_y: Tensor) -> Tensor:
-        """What the margin adds to cos θ_y: cos(m1·θ_y + m) − m3 − cos θ_y, for unit vectors N × d."""
-        theta = angle(x, W_y)
+    def target_cosine(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """φ(θ) and −φ′(θ)."""
         psi = self.m1 * theta + self.m
+        k = (psi.detach() / math.pi).floor()
+        sign = 1 - 2 * (k % 2)
+        phi, slope = sign * torch.cos(psi) - 2 * k, self.m1 * sign * torch.sin(psi)
         if self.m1 == 1:
             beyond = torch.cos(theta) - self.m * math.sin(self.m)
-            phi = torch.where(psi <= math.pi, torch.cos(psi), beyond)
-        else:
-            k = (psi / math.pi).floor().detach()
-            phi = (1 - 2 * (k % 2)) * torch.cos(psi) - 2 * k
-        excess = phi - self.m3 - torch.cos(theta)
-        return excess.where(theta < math.pi / 2, 0) if self.easy_margin else excess
-
-    def _check(self, input: Tensor, label: Tensor | None) -> None:
-        if input.ndim != 2 or input.shape[1] != self.in_features:
-            raise ValueError(f"input has shape {tuple(input.shape)}; it must be (N, {self.in_features})")
-        if not input.is_floating_point():
-            raise TypeError(f"input is {input.dtype}; it must be floating point")
-        if label is None:
-            return
-        if label.shape != input.shape[:1]:
-            raise ValueError(f"label has shape {tuple(label.shape)}; it must be ({len(input)},), one for each row of input")
-        if label.dtype != torch.int64:
-            raise TypeError(f"label is {label.dtype}; it must be torch.int64: label.long()")
-        if label.device.type == "cpu" and len(label) and not 0 <= label.min() <= label.max() < self.out_features:
-            bad = label[(label < 0) | (label >= self.out_features)][0].item()
-            raise ValueError(f"label contains {bad}; labels must be in [0, {self.out_features - 1}]")
+            phi, slope = phi.where(k < 1, beyond), slope.where(k < 1, torch.sin(theta))
+        phi = phi - self.m3
+        if self.easy_margin:
+            near = theta < math.pi / 2
+            phi, slope = phi.where(near, torch.cos(theta)), slope.where(near, torch.sin(theta))
+        return phi, slope
 
     def extra_repr(self) -> str:
-        margins = f"s={self.s}, m={self.m}, m1={self.m1}, m3={self.m3}, easy_margin={self.easy_margin}"
-        return f"in_features={self.in_features}, out_features={self.out_features}, {margins}"
+        names = ("in_features", "out_features", "s", "m", "m1", "m3", "easy_margin")
+        return ", ".join(f"{name}={getattr(self, name)}" for name in names)
+
+    def _check_settings(self) -> None:
+        s, m, m1, m3, d, n = self.s, self.m, self.m1, self.m3, self.in_features, self.out_features
+        _require("in_features", d, lambda: d >= 1, "at least 1")
+        _require("out_features", n, lambda: n >= 2, "at least 2 classes")
+        _require("s", s, lambda: 0 < s < math.inf, "a finite scale above 0")
+        _require("m", m, lambda: 0 <= m <= math.pi / 2, "a margin in radians, between 0 and π/2")
+        _require("m1", m1, lambda: 0 < m1 < math.inf, "a finite factor above 0")
+        _require("m3", m3, lambda: 0 <= m3 < math.inf, "a finite cosine margin of 0 or more")
+
+    def _check(self, x: Tensor, label: Tensor | None, optional: bool) -> None:
+        self._check_settings()  # they may have been set anew
+        n, d = self.out_features, self.in_features
+        if not (isinstance(x, Tensor) and x.is_floating_point()):
+            raise TypeError(f"input is {getattr(x, 'dtype', x)}; it must be floating point")
+        if x.ndim != 2 or x.shape[1] != d:
+            raise ValueError(f"input has shape {tuple(x.shape)}; it must be (N, {d})")
+        if optional and label is None:
+            return
+        if not (isinstance(label, Tensor) and label.dtype == torch.int64):
+            found = getattr(label, "dtype", label)
+            raise TypeError(f"label is {found}; it must be torch.int64: label.long()")
+        if label.shape != (shape := x.shape[:1]):
+            raise ValueError(f"label has shape {tuple(label.shape)}; it must be {tuple(shape)}")
+        if label.device.type == "cpu" and type(label) is Tensor and _eager():
+            for bad in label[(label < 0) | (label >= n)]:
+                raise ValueError(f"label contains {bad}; labels must be in [0, {n - 1}]")
 
 
 def unit(x: Tensor) -> Tensor:
-    """The rows of x, N × d, divided by their lengths, in float32 (float64 for float64).
-
-    No length overflows or underflows: each row is first divided by its largest entry, a constant that
-    the direction does not depend on. A zero row stays zero. The gradient, of size 1/‖x‖, saturates at
-    the largest number of x's dtype.
-    """
-    largest = torch.finfo(x.dtype).max
-    x = x.to(torch.promote_types(x.dtype, torch.float32)).view_as(x)
-    if x.requires_grad:
-        x.register_hook(lambda grad: grad.clamp(-largest, largest))
-    size = x.detach().abs().amax(dim=1, keepdim=True)
-    return F.normalize(x / size.where(size > 0, 1), eps=1.0)  # lengths are now 0, or in [1, √d]
+    """The rows of x, N × d, over their lengths, of any size: float32 (float64 for float64)."""
+    return _unit(x, torch.promote_types(x.dtype, torch.float32))[0]
 
 
 def angle(u: Tensor, v: Tensor) -> Tensor:
-    """The angle in radians, in [0, π], between the rows of u and v, unit vectors N × d.
+    """The angle in radians, in [0, π], between the rows of u and v, N × d, of length 1 (or 0: 90°).
 
-    2·atan2(‖u − v‖, ‖u + v‖) is as accurate near 0 and π as anywhere else, and its gradient is finite
-    there, which arccos(u·v) is not (W. Kahan, "How Futile are Mindless Assessments of Roundoff in
-    Floating-Point Computation?", 2006, section 12).
+    2·atan2(‖u − v‖, ‖u + v‖) is exact near 0 and π too, and its gradient finite, unlike that of
+    arccos(u·v) (W. Kahan, "How Futile are Mindless Assessments of Roundoff", 2006, section 12).
     """
-    return 2 * torch.atan2(torch.linalg.vector_norm(u - v, dim=1), torch.linalg.vector_norm(u + v, dim=1))
+    p, q = torch.linalg.vector_norm(u - v, dim=1), torch.linalg.vector_norm(u + v, dim=1)
+    both_zero = p + q == 0
+    return 2 * torch.atan2(p.masked_fill(both_zero, 1), q.masked_fill(both_zero, 1))
 
 
-class _LogSumExp(torch.autograd.Function):
-    """:func:`_logsumexp` of all rows of W, ``chunk`` at a time, forwards and backwards.
+def _sphere(head: ArcMarginProduct, label: Any, needs: Any, x: Tensor, W: Tensor) -> Any:
+    """x̂; the map from samples to their logits; and that from pairs of samples and a gradient in
+    their logits, which it overwrites, to the gradients in x and W. The margin multiplies that in
+    cos θ_y by c_y = −φ′(θ_y)/sin θ_y. At θ_y = 0 and π the own centre pulls nowhere."""
+    dtype = torch.promote_types(torch.promote_types(x.dtype, W.dtype), torch.float32)
+    x_hat, *length = _unit(x, dtype)
+    size = max(1, 2**20 // W.shape[1]) if _eager() else len(W)  # rows that fit into a cache
+    whole = [_unit(W, dtype)] if len(W) <= size else []  # many are not kept, but made again
+    s, d_x, d_W = head.s, *(x.shape[1] * need for need in needs)  # no columns: no gradient
+    if label is not None:
+        W_y = F.embedding(label, whole[0][0]) if whole else _unit(F.embedding(label, W), dtype)[0]
+        theta = angle(x_hat, W_y)[:, None]
+        (phi, slope), sin = head.target_cosine(theta), torch.sin(theta)
+        c_y = torch.where(sin > torch.finfo(dtype).eps, slope / sin, 1)
+        excess = s * (phi - torch.cos(theta))
 
-    The backward pass computes each chunk again and writes its gradient in place, so that beside W and its gradient
-    only one chunk is ever held. (torch.utils.checkpoint would hold the chunks' gradients and then join them: a
-    third copy of W.)
-    """
+    def centres() -> Any:
+        return whole or (_unit(rows, dtype) for rows in torch.split(W, size))
+
+    def logits(rows: Any = slice(None)) -> Tensor:
+        parts = [F.linear(s * x_hat[rows], W_hat) for W_hat, *_ in centres()]
+        z = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        add = z.scatter_add_ if _eager() else z.scatter_add
+        return z if label is None else add(1, label[rows, None], excess[rows])
+
+    def gradients(blocks: Any) -> tuple[Tensor, Tensor]:
+        grad_x, grad_W = torch.zeros_like(x_hat[:, :d_x]), torch.zeros_like(W[:, :d_W], dtype=dtype)
+        chunks = torch.split(grad_W, size)
+        for rows, G in blocks:
+            if label is not None:
+                y = label[rows, None]
+                G.scatter_(1, y, G.gather(1, y) * c_y[rows])
+            for G_j, g, V in zip(torch.split(G, size, 1), chunks, centres(), strict=True):
+                grad_x[rows].addmm_(G_j, V[0][:, :d_x])
+                g.addmm_(G_j.T, x_hat[rows, :d_W])
+        _through_unit(s, grad_x, x_hat[:, :d_x], *length)
+        for g, (W_hat, *lengths) in zip(chunks, centres(), strict=True):
+            _through_unit(s, g, W_hat[:, :d_W], *lengths)
+        return grad_x, grad_W
+
+    return x_hat, logits, gradients
+
+
+def _compute(head: Any, label: Any, reduction: Any, block: int, needs: Any, x: Any, W: Any) -> Any:
+    """The loss, or with no reduction the logits; and the map from its gradient to those in x, W."""
+    x_hat, logits, gradients = _sphere(head, label, needs, x, W)
+    if reduction is None:
+        return logits(), lambda grad: gradients([(slice(None), grad.clone())])
+    if not _eager():
+        return F.cross_entropy(logits(), label, reduction=reduction), None
+    losses = x_hat.new_ones(len(x))
+    share = losses[:, None] / (len(x) if reduction == "mean" else 1)
+    now = reduction != "none" and any(needs)
+
+    def blocks(share: Tensor) -> Any:
+        for i in range(0, len(x), block):
+            rows = slice(i, i + block)
+            z, y = logits(rows), label[rows, None]
+            target = z.gather(1, y)
+            peak = z.scatter_(1, y, -math.inf).amax(dim=1, keepdim=True)
+            total = z.sub_(peak).exp_().sum(dim=1, keepdim=True)
+            gap = peak + total.log() - target  # log Σ_{j≠y} e^{z_j} − z_y
+            losses[rows] = F.softplus(gap, threshold=40)[:, 0]
+            wrong = share[rows] * torch.sigmoid(gap)  # share·(1 − p_y)
+            yield rows, z.mul_(wrong / total).scatter_(1, y, -wrong)
+
+    made = gradients(blocks(share)) if now else [share for _ in blocks(share)]
+    return _REDUCE[reduction](
+        losses
+    ), lambda grad: [g.mul_(grad) for g in made] if now else gradients(blocks(grad[:, None]))
+
+
+def _unit(v: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    """v̂ and two factors of the rows' lengths, which may overflow: v = peak·norm·v̂."""
+    v = v.to(dtype)
+    peak = torch.maximum(v.amax(dim=1, keepdim=True), -v.amin(dim=1, keepdim=True)).detach()
+    v = v / peak.masked_fill_(peak == 0, 1)  # which the direction does not depend on
+    norm = torch.linalg.vector_norm(v, dim=1, keepdim=True)
+    norm = norm.masked_fill(norm == 0, 1)
+    return [v / norm, peak, norm]
+
+
+def _through_unit(s: float, g: Tensor, u: Tensor, peak: Tensor, norm: Tensor) -> None:
+    """In place: s·g, a gradient in û, becomes that in peak·norm·û: tangential, over the length."""
+    radial = torch.linalg.vecdot(g, u)[:, None]
+    g.addcmul_(u, radial, value=-1).mul_(s / norm).div_(peak)
+    g.nan_to_num_(math.nan)  # ±inf to the largest number, so that no gradient of 0 makes it NaN
+
+
+def _differentiable(compute: Any, x: Tensor, W: Tensor) -> Tensor:
+    """The first of compute(needs, x, W); the second is its gradient, if nothing traces it."""
+    needs = [torch.is_grad_enabled() and v.requires_grad for v in (x, W)]
+    closed, compute = any(needs) and _eager(), partial(compute, needs)
+    with torch.autocast(x.device.type.replace("meta", "cpu"), enabled=False):
+        value: Tensor = _ClosedForm.apply(compute, x, W) if closed else compute(x, W)[0]
+    return value
+
+
+class _ClosedForm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, compute: Any, x: Tensor, W: Tensor) -> Any:
+        ctx.save_for_backward(x, W)
+        ctx.compute, (value, ctx.pull_back) = compute, compute(x, W)
+        return value
 
     @staticmethod
-    def forward(ctx, x: Tensor, W: Tensor, label: Tensor, excess: Tensor, chunk: int) -> Tensor:
-        parts = [_logsumexp(x, W[i : i + chunk], label - i, excess) for i in range(0, len(W), chunk)]
-        total = torch.stack(parts).logsumexp(dim=0)
-        ctx.save_for_backward(x, W, label, excess, total)
-        ctx.chunk = chunk
-        return total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, W, label, excess, total = ctx.saved_tensors
-        grad_x, grad_W, grad_excess = torch.zeros_like(x), torch.empty_like(W), torch.zeros_like(excess)
-        for i in range(0, len(W), ctx.chunk):
-            rows = slice(i, i + ctx.chunk)
-            with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
-                inputs = [tensor.detach().requires_grad_() for tensor in (x, W[rows], excess)]
-                part = _logsumexp(inputs[0], inputs[1], label - i, inputs[2])
-            part_x, grad_W[rows], part_excess = torch.autograd.grad(part, inputs, grad * (part.detach() - total).exp())
-            grad_x += part_x
-            grad_excess += part_excess
-        return grad_x, grad_W, None, grad_excess, None
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        x, W = ctx.saved_tensors
+        with torch.autocast(x.device.type.replace("meta", "cpu"), enabled=False):
+            if torch.is_grad_enabled():  # create_graph
+                return None, *torch.func.vjp(lambda x, W: ctx.compute(x, W)[0], x, W)[1](grad)
+            pull_back, ctx.pull_back = ctx.pull_back or ctx.compute(x, W)[1], None
+            grads = [g.to(v.dtype) for g, v in zip(pull_back(grad), (x, W), strict=True)]
+        return None, *(g if g.dtype == torch.float16 else g.nan_to_num_(math.nan) for g in grads)
 
 
-def _logsumexp(x: Tensor, W: Tensor, label: Tensor, excess: Tensor) -> Tensor:
-    """log Σ_j exp(x·W_j/‖W_j‖) over the rows of W, with ``excess`` added at ``label`` where W has that row."""
-    length = torch.linalg.vector_norm(W, dim=1).clamp_min(1e-12)
-    logits = F.linear(x, W.to(x.dtype)) / length
-    here = (label >= 0) & (label < len(W))
-    excess = excess.where(here, 0)[:, None]
-    return logits.scatter_add(1, label.where(here, 0)[:, None], excess).logsumexp(dim=1)
+def _eager() -> bool:
+    """Whether values can be looked at: nothing compiles, exports or transforms."""
+    return not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
 
 
-def _require(holds: bool, name: str, value: object, allowed: str) -> None:
-    if not holds:
+def _require(name: str, value: Any, holds: Callable[[], bool], allowed: str) -> None:
+    if not (isinstance(value, Real) and holds()):
         raise ValueError(f"{name} is {value!r}; it must be {allowed}")

@@ -1,0 +1,315 @@
+"""arcface_loss.py inside PyTorch's own machinery: compilers, transforms, precision, processes. Also on CUDA if there is one."""
+
+import copy
+import os
+import pickle
+import socket
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.func import functional_call, grad, hessian, jacrev, vmap
+from torch.nn.utils import parametrizations
+from torch.utils.checkpoint import checkpoint
+
+from arcface_loss import ArcMarginProduct, angle, unit
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+PATHS = ["forward", "loss", "none"]
+
+
+class Net(nn.Module):
+    """A larger system, which calls the head one way or the other inside its own forward."""
+
+    def __init__(self, path, device="cpu", dtype=None, d=8, n=5, **arguments):
+        super().__init__()
+        self.path = path
+        self.body = nn.Linear(6, d, device=device, dtype=dtype)
+        self.head = ArcMarginProduct(d, n, s=8.0, m=0.3, device=device, dtype=dtype, **arguments)
+
+    def forward(self, x, label):
+        x = self.body(x)
+        match self.path:
+            case "forward":
+                return F.cross_entropy(self.head(x, label), label)
+            case "loss":
+                return self.head.loss(x, label)
+        return self.head.loss(x, label, reduction="none").mean()
+
+
+def batch(N=7, device="cpu", dtype=None, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(N, 6, generator=g).to(device, dtype)
+    return x, torch.randint(5, (N,), generator=g).to(device)
+
+
+def gradients(net, loss):
+    return torch.autograd.grad(loss, list(net.parameters()))
+
+
+def close(found, expected, rtol=1e-5, atol=1e-6):
+    return all(torch.allclose(f, e, rtol=rtol, atol=atol) for f, e in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_compiled_whole_with_changing_batches(path):
+    """One graph for N = 1, and one recompilation for all the other batch sizes."""
+    torch._dynamo.reset()
+    net = Net(path)
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+    compiled = torch.compile(net, fullgraph=True, backend=backend)
+    for count, N in enumerate([4, 9, 1, 7, 3, 30, 2]):
+        x, label = batch(N)
+        found, expected = compiled(x, label), net(x, label)
+        assert torch.allclose(found, expected, rtol=1e-5)
+        assert close(gradients(net, found), gradients(net, expected), atol=1e-5)
+        if count == 2:
+            so_far = len(graphs)
+    assert len(graphs) == so_far <= 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("path", PATHS)
+def test_compiled_by_inductor(path, device):
+    torch._dynamo.reset()
+    net = Net(path, device)
+    compiled = torch.compile(net, fullgraph=True)
+    for N in (4, 9, 5):
+        x, label = batch(N, device)
+        with torch.autocast(device, torch.bfloat16):
+            found = compiled(x, label)
+        with torch.autocast(device, torch.bfloat16):
+            expected = net(x, label)
+        assert torch.allclose(found, expected, rtol=2e-2)
+        assert close(gradients(net, found), gradients(net, expected), rtol=0.1, atol=0.05)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_export_with_and_without_labels(strict):
+    net = ArcMarginProduct(6, 5)
+    x, label = batch(7)
+    dynamic = {0: torch.export.Dim("N", min=2)}
+    other, its_label = batch(11, seed=1)
+    program = torch.export.export(net, (x, label), dynamic_shapes=(dynamic, dynamic), strict=strict)
+    assert torch.allclose(program.module()(other, its_label), net(other, its_label), atol=1e-5)
+    program = torch.export.export(net, (x,), dynamic_shapes=(dynamic,), strict=strict)
+    assert torch.allclose(program.module()(other), net(other), atol=1e-5)
+
+
+def test_fake_and_meta_tensors():
+    from torch._subclasses import FakeTensorMode
+
+    with FakeTensorMode():
+        for path in PATHS:
+            net, (x, label) = Net(path), (torch.randn(7, 6), torch.randint(5, (7,)))
+            net(x, label).backward()
+            assert net.head.weight.grad.shape == (5, 8)
+    for path in PATHS:
+        net = Net(path, "meta", torch.float16)
+        net(torch.empty(7, 6, device="meta", dtype=torch.float16), torch.empty(7, device="meta").long()).backward()
+        assert net.head.weight.grad.dtype == torch.float16
+        net.to_empty(device="cpu").head.reset_parameters()
+        assert net.head.weight.isfinite().all()
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_torch_func(path):
+    net, (x, label) = Net(path), batch()
+    parameters = dict(net.named_parameters())
+
+    def compute(parameters, x, label):
+        return functional_call(net, parameters, (x, label))
+
+    expected = gradients(net, net(x, label))
+    assert close(grad(compute)(parameters, x, label).values(), expected)
+    each = vmap(grad(lambda p, x, y: compute(p, x[None], y[None])), (None, 0, 0))(parameters, x, label)
+    for i in range(len(x)):
+        assert close([g[i] for g in each.values()], gradients(net, net(x[i : i + 1], label[i : i + 1])))
+    shifted = vmap(lambda y: compute(parameters, x, y))(torch.stack([label, (label + 1) % 5]))
+    assert torch.allclose(shifted[1], net(x, (label + 1) % 5))
+
+
+def test_jacobian_and_hessian():
+    head = ArcMarginProduct(4, 3, s=4.0, m=0.3, dtype=torch.float64)
+    x, label = torch.cat([torch.randn(3, 4), torch.eye(4)]).double(), torch.arange(7) % 3
+    found = jacrev(lambda x: head(x, label))(x)
+    assert torch.allclose(found, torch.autograd.functional.jacobian(lambda x: head(x, label), x))
+    for call in (lambda x: F.cross_entropy(head(x, label), label), lambda x: head.loss(x, label)):
+        found = hessian(call)(x)
+        assert torch.allclose(found, torch.autograd.functional.hessian(call, x))
+        numeric = jacrev(call)(x + 1e-6 * torch.ones(7, 4)) - jacrev(call)(x - 1e-6 * torch.ones(7, 4))
+        assert torch.allclose(found.sum(dim=(2, 3)), numeric / 2e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("path", PATHS)
+def test_activation_checkpointing(path, reentrant):
+    net, (x, label) = Net(path), batch()
+    expected = gradients(net, net(x, label))
+    checkpoint(net, x.requires_grad_(), label, use_reentrant=reentrant).backward()
+    assert close([p.grad for p in net.parameters()], expected)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("path", PATHS)
+def test_autocast_round_the_head_and_its_backward(path, dtype, device):
+    net, label = Net(path, device, d=64), batch(40, device)[1]
+    net.body, head = nn.Identity(), net.head
+    x = torch.randn(40, 64, device=device, requires_grad=True)
+
+    def both():
+        loss = net(x, label)
+        return loss, *torch.autograd.grad(loss, (x, head.weight))
+
+    expected = both()
+    with torch.autocast(device, dtype):
+        found = both()
+    assert all(f.dtype == torch.float32 for f in found)
+    assert close(found, expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("path", PATHS)
+def test_grad_scaler_with_float16_weights(path, device):
+    """The scale cancels; where it makes a gradient overflow, the scaler sees it and skips the step."""
+    net, (x, label) = Net(path, device, torch.float16), batch(7, device, torch.float16)
+    for scale, overflow in ((256.0, False), (2.0**24, True)):
+        net.zero_grad()
+        (scale * net(x, label)).backward()
+        grads = [p.grad for p in net.parameters()]
+        assert any(not g.isfinite().all() for g in grads) == overflow
+    scaler = torch.amp.GradScaler(device, init_scale=2.0**24)
+    net = net.float()  # the scaler refuses to unscale float16 gradients, but finds infinities in float32's from autocast
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    before = copy.deepcopy(net.state_dict())
+    with torch.autocast(device, torch.float16):
+        loss = net(x.float(), label)
+    scaler.scale(loss).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    assert scaler.get_scale() < 2.0**24 and all(torch.equal(before[k], v) for k, v in net.state_dict().items())
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("path", PATHS)
+def test_deterministic_algorithms(path, device):
+    net, (x, label) = Net(path, device), batch(50, device)
+    torch.use_deterministic_algorithms(True)
+    try:
+        first, second = (gradients(net, net(x, label)) for _ in range(2))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_parametrizations(path):
+    net, (x, label) = Net(path), batch()
+    parametrizations.weight_norm(net.head)
+    found = gradients(net, net(x, label))
+    (g,) = [p for name, p in net.named_parameters() if name.endswith("original0")]
+    assert all(f.isfinite().all() for f in found) and g.shape == (5, 1)
+    length = dict(zip([n for n, _ in net.named_parameters()], found, strict=True))
+    radial = next(v for name, v in length.items() if name.endswith("original0"))
+    assert radial.abs().max() < 1e-6  # lengths of centres do not matter
+
+
+def test_copies_and_state():
+    net, (x, label) = Net("loss"), batch()
+    net(x, label).backward()
+    for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        assert torch.equal(other(x, label), net(x, label))
+    assert list(net.head.state_dict()) == ["weight"]
+    averaged = torch.optim.swa_utils.AveragedModel(net)
+    averaged.update_parameters(net)
+    assert torch.equal(averaged(x, label), net(x, label))
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_weight_changed_before_the_backward_pass_is_noticed(path):
+    net, (x, label) = Net(path), batch()
+    loss = net(x, label)
+    with torch.no_grad():
+        net.head.weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_anomaly_mode_and_undefined_gradients(path):
+    net, (x, label) = Net(path), batch()
+    with torch.autograd.detect_anomaly(check_nan=True):
+        net(x, label).backward()
+    x = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(unit, (x,))
+    v = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x, v: angle(unit(x), unit(v)), (x, v))
+
+
+def test_traced_for_inference():
+    head, x = ArcMarginProduct(6, 5), batch()[0]
+    other = batch(12, seed=3)[0]
+    with torch.no_grad():
+        traced = torch.jit.trace(head, (x,))
+        assert torch.allclose(traced(other), head(other), atol=1e-5)
+
+
+# --- processes -----------------------------------------------------------------------------------
+
+
+def start(rank, world, port):
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=world)
+    torch.set_num_threads(1)
+
+
+def data_parallel(rank, world, port, path, out):
+    start(rank, world, port)
+    torch.manual_seed(0)
+    net = Net(path)
+    wrapped = nn.parallel.DistributedDataParallel(net)
+    x, label = batch(8)
+    wrapped(x[rank::world], label[rank::world]).backward()
+    if rank == 0:
+        torch.save([p.grad for p in net.parameters()], out)
+    torch.distributed.destroy_process_group()
+
+
+def fully_sharded(rank, world, port, path, out):
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+    start(rank, world, port)
+    torch.manual_seed(0)
+    net = Net(path)
+    fully_shard(net.head)
+    if path != "forward":
+        register_fsdp_forward_method(net.head, "loss")
+    fully_shard(net)
+    x, label = batch(8)
+    net(x[rank::world], label[rank::world]).backward()
+    grads = [p.grad.full_tensor() for p in net.parameters()]
+    if rank == 0:
+        torch.save(grads, out)
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("worker", [data_parallel, fully_sharded])
+def test_two_processes(worker, path, tmp_path):
+    """The gradients of two processes with half the batch each are those of one with all of it."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    torch.multiprocessing.spawn(worker, (2, port, path, tmp_path / "grads.pt"), nprocs=2)
+    torch.manual_seed(0)
+    net, (x, label) = Net(path), batch(8)
+    assert close(torch.load(tmp_path / "grads.pt"), gradients(net, net(x, label)))
