@@ -138,6 +138,7 @@ def train(recipe: Recipe, settings: Settings, data: Data, out: Path, resume: boo
     if settings.loss == "softmax":  # its gradient grows with the embedding's length
         head, head_rate = nn.Linear(d, n), rates["linear head"]
     else:
+        assert settings.scale is not None  # only softmax has none
         margin = margins(settings.loss, settings.margin)
         head, head_rate = ArcMarginProduct(d, n, s=settings.scale, **margin), rates["head"]
         # The length of a centre divides its gradient: all begin with length 1.

@@ -306,12 +306,20 @@ def load_model(
         network = network_class(d, **saved["hyperparameters"]["network"])
         head: nn.Module = nn.Linear(d, n)
         if settings.loss != "softmax":
+            assert settings.scale is not None
             margin = margins(settings.loss, settings.margin)
             head = ArcMarginProduct(d, n, s=settings.scale, **margin)
         for module, weights in ((network, saved["network"]), (head, saved["head"])):
             module.load_state_dict(weights)
             if not all(weight.isfinite().all() for weight in module.state_dict().values()):
                 raise ValueError("a weight is not a number")
-    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+    except (
+        AssertionError,
+        AttributeError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise Problem(f"{path} does not hold a model of {script}. Train one with it.") from error
     return network.eval(), head.eval(), classes

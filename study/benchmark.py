@@ -2,14 +2,15 @@
 
 ``head``: one forward and backward pass of the loss over C classes, beside the floor and beside
 pytorch-metric-learning (in tests/requirements.txt). ``step``: one training step of CIFAR-10's
-default recipe beside a plain PyTorch loop, and where its time goes. Every measurement is a process
-of its own, so that its peak memory is its own; the methods take turns, and tables give medians,
-because machines are noisy. Records, pictures and the tables of figures/benchmarks/README.md and of
+default recipe beside a plain PyTorch loop, and where its time goes. Peak memory is that of a
+process of its own. The methods take turns, and tables give medians, because machines are noisy.
+Records, pictures and the tables of figures/benchmarks/README.md and of
 the README are written at the end; ``figures`` writes them from the records alone.
 """
 
 import argparse
 import io
+import math
 import resource
 import sys
 import time
@@ -42,16 +43,17 @@ from experiment.figures import BLUE, GREEN, GREY, ORANGE, STYLE
 from experiment.layers import Conv, Residual
 from experiment.recipe import Settings
 from experiment.records import ROOT
-from study.tables import fill_file, markdown
+from study.tables import fill_file, markdown, paired_ratio
 
 N, D = 512, 512  # batch and embedding size of the head's benchmark, the paper's
 CLASSES = (10, 1_000, 10_000, 100_000, 1_000_000)
 HEADS = {
     "floor": "floor",
-    "plain": "ours",
-    "chunked": "ours, head.loss()",
+    "forward": "ours",
+    "loss": "ours, head.loss()",
     "library": "pytorch-metric-learning",
 }
+BASELINES = ("floor", "library")  # that the others are compared with, round by round
 STEPS = {
     "recipe": "ours",
     "unkept": "ours, memory not kept",  # without machine.keep_malloc_arenas()
@@ -71,30 +73,39 @@ RUN_LABELS = {
 # --- what is measured ----------------------------------------------------------------------------
 
 
-def head_pass(method: str, classes: int) -> Callable[[], None]:
-    """One forward and backward pass: loss and both gradients, in float32, of N random embeddings of
-    length D."""
+def head_pass(method: str, classes: int, m: float = 0.5) -> Callable[[], Tensor]:
+    """A forward and backward pass in float32, of N random embeddings of length D.
+
+    Args:
+        method: one of HEADS. m: the margin in radians, which the floor leaves out.
+
+    Returns:
+        A function that makes the loss and both gradients, and returns the loss.
+    """
     torch.manual_seed(0)
     x, label = torch.randn(N, D, requires_grad=True), torch.randint(classes, (N,))
+    head = ArcMarginProduct(D, classes, s=64.0, m=m)
+    module: nn.Module = head
+    compute: Callable[[], Tensor] = {
+        "floor": lambda: F.cross_entropy(
+            F.linear(64 * F.normalize(x), F.normalize(head.weight)), label
+        ),
+        "forward": lambda: F.cross_entropy(head(x, label), label),
+        "loss": lambda: head.loss(x, label),
+        "library": lambda: module(x, label),
+    }[method]
     if method == "library":
         from pytorch_metric_learning.losses import ArcFaceLoss
 
-        module = ArcFaceLoss(classes, D, margin=28.6, scale=64)  # its margin is in degrees
-        compute = lambda: module(x, label)  # noqa: E731
-    else:
-        module = ArcMarginProduct(D, classes, s=64.0, m=0.5)
-        compute = {
-            "floor": lambda: F.cross_entropy(
-                F.linear(64 * F.normalize(x), F.normalize(module.weight)), label
-            ),
-            "plain": lambda: F.cross_entropy(module(x, label), label),
-            "chunked": lambda: module.loss(x, label),
-        }[method]
+        module = ArcFaceLoss(classes, D, margin=math.degrees(m), scale=64)
+        module.W.data = head.weight.detach().T.contiguous()
 
-    def once() -> None:
-        compute().backward()
+    def once() -> Tensor:
+        value = compute()
+        value.backward()
         x.grad = None
         module.zero_grad(set_to_none=True)
+        return value.detach()
 
     return once
 
@@ -193,9 +204,30 @@ def plain_loop(pixels: Tensor, label: Tensor, steps: int) -> list[float]:
     return seconds
 
 
-def measure_head(method: str, classes: int) -> dict:
-    """Seconds and peak memory of :func:`head_pass`."""
-    return measure(head_pass(method, classes), 1)
+def head_memory(method: str, classes: int) -> int:
+    """Peak memory, in bytes, of a process that makes two passes of :func:`head_pass`."""
+    once = head_pass(method, classes)
+    once()
+    once()
+    return peak_bytes()
+
+
+def head_rounds(classes: int, rounds: int) -> dict[str, list[float]]:
+    """Seconds of a pass of each method in each round.
+
+    The methods take turns in one process, so that the times of a round are paired.
+    """
+    passes = {method: head_pass(method, classes) for method in HEADS}
+    seconds: dict[str, list[float]] = {method: [] for method in HEADS}
+    for number in range(-1, rounds):  # the first round allocates
+        for method, once in passes.items():
+            began, calls = time.perf_counter(), 0
+            while calls < 1 or time.perf_counter() - began < 0.1:
+                once()
+                calls += 1
+            if number >= 0:
+                seconds[method].append((time.perf_counter() - began) / calls)
+    return seconds
 
 
 def measure_step(method: str, steps: int = 8, images: int = STEP_IMAGES) -> dict[str, float]:
@@ -296,7 +328,7 @@ def in_process(function: Callable[..., Any], *arguments: Any) -> Any:
 
 def alternate(function: Callable, tasks: list[tuple], rounds: int) -> list[dict]:
     """function(*task) for each task by turns; medians over the rounds."""
-    found = {task: [] for task in tasks}
+    found: dict[tuple, list[dict[str, float]]] = {task: [] for task in tasks}
     for task in tqdm(tasks * rounds, unit="run", disable=not sys.stderr.isatty()):
         found[task].append(in_process(function, *task))
     return [
@@ -306,9 +338,19 @@ def alternate(function: Callable, tasks: list[tuple], rounds: int) -> list[dict]
 
 
 def head(rounds: int) -> dict[str, Any]:
-    """The head at every number of classes."""
-    tasks = [(method, classes) for classes in CLASSES for method in HEADS]
-    return {"runs": alternate(measure_head, tasks, rounds)}
+    """The head at every number of classes.
+
+    Times are taken by turns in one process, peak memory in a process for each method.
+    """
+    runs = []
+    for classes in tqdm(CLASSES, unit="size", disable=not sys.stderr.isatty()):
+        seconds = in_process(head_rounds, classes, rounds)
+        for method in HEADS:
+            memory = in_process(head_memory, method, classes)
+            ratios = {other: paired_ratio(seconds[method], seconds[other]) for other in BASELINES}
+            run = {"task": (method, classes), "rounds": rounds, "peak_bytes": memory}
+            runs.append(run | {"seconds": median(seconds[method]), "ratios": ratios})
+    return {"runs": runs}
 
 
 def step(rounds: int) -> dict[str, Any]:
@@ -323,18 +365,18 @@ def step(rounds: int) -> dict[str, Any]:
 
 
 def head_table(record: dict) -> str:
-    """Milliseconds and peak memory against the number of classes, and the ratio to the floor."""
+    """Milliseconds and peak memory against the number of classes, and the paired ratio to the
+    floor's time with its interval."""
     found = {tuple(run["task"]): run for run in record["runs"]}
     lines = []
     for classes in CLASSES:
-        floor = found["floor", classes]["seconds"]
         cells = []
         for method in HEADS:
             run = found[method, classes]
-            ratio = "" if method == "floor" else f" ({run['seconds'] / floor:.2f}×)"
-            cells.append(
-                f"{1000 * run['seconds']:,.1f} ms{ratio}, {run['peak_bytes'] / 2**30:.2f} GiB"
-            )
+            middle, low, high = run["ratios"]["floor"]
+            ratio = "" if method == "floor" else f" ({middle:.2f}×, {low:.2f} to {high:.2f})"
+            memory = run["peak_bytes"] / 2**30
+            cells.append(f"{1000 * run['seconds']:,.1f} ms{ratio}, {memory:.2f} GiB")
         lines.append([f"{classes:,}", *cells])
     return markdown(["C", *HEADS.values()], lines)
 
@@ -366,15 +408,12 @@ def draw_head(record: dict) -> plt.Figure:
     for (method, name), colour, marker in zip(
         HEADS.items(), (GREY, BLUE, GREEN, ORANGE), "os^D", strict=True
     ):
-        ratios = [
-            found[method, classes]["seconds"] / found["floor", classes]["seconds"]
-            for classes in CLASSES
-        ]
+        ratios = [found[method, classes]["ratios"]["floor"][0] for classes in CLASSES]
         memory = [found[method, classes]["peak_bytes"] / 2**30 for classes in CLASSES]
         axes[0].semilogx(CLASSES, ratios, marker=marker, color=colour, label=name)
         axes[1].loglog(CLASSES, memory, marker=marker, color=colour)
     most = CLASSES[-1]
-    saved = 1 - found["chunked", most]["peak_bytes"] / found["plain", most]["peak_bytes"]
+    saved = 1 - found["loss", most]["peak_bytes"] / found["forward", most]["peak_bytes"]
     axes[0].set(
         title="Time of a forward and backward pass", ylabel="times the floor's", ylim=(0, None)
     )
@@ -446,7 +485,7 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
     add = parser.add_argument
     add("what", nargs="?", choices=("head", "step", "all", "figures"), default="all")
     kind = cli.integer(1, 1000)
-    add("--rounds", type=kind, default=3, metavar="N", help="turns of each method (default: 3)")
+    add("--rounds", type=kind, default=9, metavar="N", help="turns of each method (default: 9)")
 
     def work() -> None:
         options = parser.parse_args(argv)

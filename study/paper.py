@@ -66,7 +66,7 @@ def draw(figures: Path) -> None:
             save(fig3(found), folder / "fig3-embeddings.png")
 
 
-def target_logit(theta: np.ndarray, **margins: float) -> np.ndarray:
+def target_logit(theta: np.ndarray, **margins: Any) -> np.ndarray:
     """The target logit over s at angles in radians, as ArcMarginProduct computes it, margins as it
     takes them."""
     head = ArcMarginProduct(2, 2, s=1.0, **margins).double()

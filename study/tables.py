@@ -52,6 +52,17 @@ def interval(values: list[float]) -> tuple[float, float]:
     return float(np.mean(values)), float(half)
 
 
+def paired_ratio(ours: list[float], theirs: list[float]) -> tuple[float, float, float]:
+    """The median of the ratios of paired values, and its 95% interval.
+
+    The interval comes from the ratios' order statistics: no distribution is assumed. At least six
+    pairs are needed for it; with fewer it is NaN.
+    """
+    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+    low, high = stats.quantile_test(ratios, p=0.5).confidence_interval(0.95)
+    return float(np.median(ratios)), float(low), float(high)
+
+
 def mean_ci(values: list[float], digits: int) -> str:
     """A mean with its interval, to so many digits: 99.70 ± 0.04.
 

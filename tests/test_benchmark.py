@@ -15,10 +15,22 @@ FOLDER = records.ROOT / "figures" / "benchmarks"
 # --- the head -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", benchmark.HEADS)
-def test_each_head_makes_a_pass(method):
-    found = benchmark.measure(benchmark.head_pass(method, 10), 0)
-    assert found["seconds"] > 0 and found["peak_bytes"] > 1e7
+def test_all_heads_make_the_same_loss():
+    """Without a margin the floor's too, which has none."""
+    with_margin, without = (
+        {name: benchmark.head_pass(name, 10, m)().item() for name in benchmark.HEADS}
+        for m in (0.5, 0.0)
+    )
+    assert list(without.values()) == pytest.approx([without["floor"]] * 4, rel=1e-5)
+    floor = with_margin.pop("floor")
+    assert list(with_margin.values()) == pytest.approx([with_margin["loss"]] * 3, rel=1e-5)
+    assert floor == pytest.approx(without["floor"]) and floor < min(with_margin.values())
+
+
+def test_the_times_of_the_heads_are_paired_by_round():
+    found = benchmark.head_rounds(10, 2)
+    assert found.keys() == set(benchmark.HEADS) and all(len(t) == 2 for t in found.values())
+    assert min(min(times) for times in found.values()) > 0
 
 
 # --- the step -------------------------------------------------------------------------------------

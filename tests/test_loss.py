@@ -27,7 +27,7 @@ def reference_logits(x, W, label, s, m=0.0, m1=1.0, m3=0.0):
 
 
 def batch_at_angles(theta, n_classes, d=32, seed=0):
-    """Embeddings at the angles theta from the centres of their labels, with lengths from 0.1 to 10; float64."""
+    """float64 embeddings at angles theta from the centres of their labels, 0.1 to 10 long."""
     g = torch.Generator().manual_seed(seed)
     W = torch.randn(n_classes, d, generator=g, dtype=torch.float64)
     label = torch.randint(n_classes, theta.shape, generator=g)
@@ -48,7 +48,11 @@ def head_with(W, **arguments):
 def loss_and_gradients(head, x, label, block=None):
     """By :meth:`loss` in such blocks; without, by forward."""
     x = x.clone().requires_grad_()
-    loss = F.cross_entropy(head(x, label), label) if block is None else head.loss(x, label, block=block)
+    loss = (
+        F.cross_entropy(head(x, label), label)
+        if block is None
+        else head.loss(x, label, block=block)
+    )
     return [loss.detach(), *torch.autograd.grad(loss, [x, head.weight])]
 
 
@@ -69,12 +73,20 @@ def test_float32_agrees_with_float64_autograd(s, m, n_classes, path):
 
     x, W = x.double().requires_grad_(), W.double().requires_grad_()
     loss = F.cross_entropy(reference_logits(x, W, label, s, m), label)
-    for value, expected in zip(found, [loss.detach(), *torch.autograd.grad(loss, [x, W])], strict=True):
+    for value, expected in zip(
+        found, [loss.detach(), *torch.autograd.grad(loss, [x, W])], strict=True
+    ):
         assert relative(value, expected) < 1e-5
 
 
 @pytest.mark.parametrize(
-    "margins", [{"m": 0.0, "m1": 1.35}, {"m": 0.4, "m1": 0.9, "m3": 0.15}, {"m": 0.3, "m3": 0.2}, {"m": 0.0, "m3": 0.35}]
+    "margins",
+    [
+        {"m": 0.0, "m1": 1.35},
+        {"m": 0.4, "m1": 0.9, "m3": 0.15},
+        {"m": 0.3, "m3": 0.2},
+        {"m": 0.0, "m3": 0.35},
+    ],
 )
 def test_the_other_margins_agree_too(margins):
     theta = torch.linspace(POLE_CLEARANCE, math.pi - POLE_CLEARANCE, 512, dtype=torch.float64)
@@ -82,14 +94,20 @@ def test_the_other_margins_agree_too(margins):
     x, W, label = batch_at_angles(theta[(theta - seam).abs() > SEAM_CLEARANCE], 10)
     x, W = x.float(), W.float()
     found = head_with(W, s=30.0, **margins)(x, label)
-    assert torch.allclose(found.double(), reference_logits(x.double(), W.double(), label, 30.0, **margins), atol=2e-5)
+    assert torch.allclose(
+        found.double(), reference_logits(x.double(), W.double(), label, 30.0, **margins), atol=2e-5
+    )
 
 
 def test_gradcheck():
     theta = torch.linspace(0.05, 3.0, 12, dtype=torch.float64)
     x, W, label = batch_at_angles(theta, 5, d=4)
     head = head_with(W, s=8.0, m=0.5)
-    for function in (lambda x: head(x, label), lambda x: head(x), lambda x: head.loss(x, label, block=5)):
+    for function in (
+        lambda x: head(x, label),
+        lambda x: head(x),
+        lambda x: head.loss(x, label, block=5),
+    ):
         assert torch.autograd.gradcheck(function, x.requires_grad_())
 
 
@@ -108,7 +126,10 @@ AWKWARD = {
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("case", AWKWARD)
-@pytest.mark.parametrize("margins", [{"m": 0.5}, {"m": 1.5, "easy_margin": True}, {"m": 0.0, "m1": 4.0}, {"m": 0.3, "m3": 0.2}])
+@pytest.mark.parametrize(
+    "margins",
+    [{"m": 0.5}, {"m": 1.5, "easy_margin": True}, {"m": 0.0, "m1": 4.0}, {"m": 0.3, "m3": 0.2}],
+)
 def test_finite_everywhere(case, dtype, autocast, path, margins):
     torch.manual_seed(0)
     head = ArcMarginProduct(8, 4, s=64.0, **margins)
@@ -140,8 +161,12 @@ def test_past_the_seam_it_has_the_published_values():
     """cos θ − m·sin m for ArcFace beyond π − m, and −2 − cos(m1·θ) for SphereFace beyond π/m1."""
     x = torch.tensor([[math.cos(3.0), math.sin(3.0)]], dtype=torch.float64)
     W, label = torch.eye(2, dtype=torch.float64), torch.zeros(1, dtype=torch.int64)
-    assert head_with(W, s=1.0, m=0.5)(x, label)[0, 0].item() == pytest.approx(math.cos(3.0) - 0.5 * math.sin(0.5))
-    assert head_with(W, s=1.0, m=0.0, m1=1.35)(x, label)[0, 0].item() == pytest.approx(-2 - math.cos(1.35 * 3.0))
+    assert head_with(W, s=1.0, m=0.5)(x, label)[0, 0].item() == pytest.approx(
+        math.cos(3.0) - 0.5 * math.sin(0.5)
+    )
+    assert head_with(W, s=1.0, m=0.0, m1=1.35)(x, label)[0, 0].item() == pytest.approx(
+        -2 - math.cos(1.35 * 3.0)
+    )
 
 
 def test_easy_margin_leaves_the_far_half_alone():
@@ -169,7 +194,11 @@ def test_norm_softmax_is_cross_entropy_of_scaled_cosines():
 
 def test_blocks_give_the_plain_path():
     torch.manual_seed(0)
-    head, x, label = ArcMarginProduct(24, 1003, s=64.0), torch.randn(65, 24), torch.randint(1003, (65,))
+    head, x, label = (
+        ArcMarginProduct(24, 1003, s=64.0),
+        torch.randn(65, 24),
+        torch.randint(1003, (65,)),
+    )
     plain = loss_and_gradients(head, x, label)
     for block in (1, 16, 65, 5000):
         for value, expected in zip(loss_and_gradients(head, x, label, block), plain, strict=True):
@@ -192,7 +221,7 @@ def test_the_handouts_example():
 
 
 def test_equals_pytorch_metric_learning_where_the_formulas_coincide():
-    """Everywhere but at θ = 0 and π, where the gradient of their arccos is infinite; their m is in degrees."""
+    """But at θ = 0 and π, where the gradient of their arccos is infinite; their m is in degrees."""
     x, W, label = batch_at_angles(torch.linspace(0.1, 3.0, 60, dtype=torch.float64), 10)
     for theirs, ours in (
         (losses.ArcFaceLoss(10, 32, margin=math.degrees(0.5), scale=30), {"m": 0.5}),
@@ -216,7 +245,9 @@ BAD_ARGUMENTS = {
 }
 
 
-@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in BAD_ARGUMENTS.items() for value in values])
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in BAD_ARGUMENTS.items() for value in values]
+)
 def test_bad_arguments_are_named(name, value):
     with pytest.raises(ValueError, match=rf"^{name} is {value}; it must be"):
         ArcMarginProduct(**{"in_features": 4, "out_features": 3, name: value})
@@ -226,13 +257,33 @@ def test_bad_arguments_are_named(name, value):
 @pytest.mark.parametrize(
     ("x", "label", "error", "message"),
     [
-        (torch.randn(5, 3), torch.zeros(5).long(), ValueError, r"input has shape \(5, 3\); it must be \(N, 4\)"),
+        (
+            torch.randn(5, 3),
+            torch.zeros(5).long(),
+            ValueError,
+            r"input has shape \(5, 3\); it must be \(N, 4\)",
+        ),
         (torch.randn(4), torch.zeros(4).long(), ValueError, r"input has shape \(4,\)"),
         (torch.ones(5, 4).long(), torch.zeros(5).long(), TypeError, "input is torch.int64"),
-        (torch.randn(5, 4), torch.zeros(4).long(), ValueError, r"label has shape \(4,\); it must be \(5,\)"),
+        (
+            torch.randn(5, 4),
+            torch.zeros(4).long(),
+            ValueError,
+            r"label has shape \(4,\); it must be \(5,\)",
+        ),
         (torch.randn(5, 4), torch.zeros(5, 1).long(), ValueError, r"label has shape \(5, 1\)"),
-        (torch.randn(5, 4), torch.zeros(5), TypeError, r"label is torch.float32; it must be torch.int64: label.long\(\)"),
-        (torch.randn(2, 4), torch.tensor([0, 3]), ValueError, r"label contains 3; labels must be in \[0, 2\]"),
+        (
+            torch.randn(5, 4),
+            torch.zeros(5),
+            TypeError,
+            r"label is torch.float32; it must be torch.int64: label.long\(\)",
+        ),
+        (
+            torch.randn(2, 4),
+            torch.tensor([0, 3]),
+            ValueError,
+            r"label contains 3; labels must be in \[0, 2\]",
+        ),
         (torch.randn(2, 4), torch.tensor([-1, 0]), ValueError, "label contains -1"),
     ],
 )
@@ -243,12 +294,19 @@ def test_bad_input_is_named(call, x, label, error, message):
 
 def test_an_existing_checkpoint_loads():
     head = ArcMarginProduct(4, 3)
-    assert {name: tuple(value.shape) for name, value in head.state_dict().items()} == {"weight": (3, 4)}
+    assert {name: tuple(value.shape) for name, value in head.state_dict().items()} == {
+        "weight": (3, 4)
+    }
 
 
-# --- gradients in every direction, of every length, in every dtype ---------------------------------
+# --- gradients in every direction, of every length, in every dtype --------------------------------
 
-MARGINS = [{"m": 0.2}, {"m": 0.5, "m3": 0.1}, {"m": 0.0, "m1": 1.35}, {"m": 0.4, "m1": 0.9, "m3": 0.15}]
+MARGINS = [
+    {"m": 0.2},
+    {"m": 0.5, "m3": 0.1},
+    {"m": 0.0, "m1": 1.35},
+    {"m": 0.4, "m1": 0.9, "m3": 0.15},
+]
 MARGINS += [{"m": 0.3, "easy_margin": True}, {"m": 0.0}]
 
 
@@ -276,7 +334,9 @@ def test_gradcheck_of_centres_along_the_axes(margins, path):
     x, label = torch.randn(6, 3, dtype=torch.float64), torch.arange(6) % 5
     for W in (torch.eye(5, 3).double(), -2 * torch.eye(5, 3).double()):
         W[3:] = torch.randn(2, 3)
-        assert torch.autograd.gradcheck(lambda W: functional(head, path, x, W, label), W.requires_grad_())
+        assert torch.autograd.gradcheck(
+            lambda W: functional(head, path, x, W, label), W.requires_grad_()
+        )
 
 
 def functional(head, path, x, W, label, **options):
@@ -303,11 +363,13 @@ def test_gradgradcheck_of_forward(margins):
     head = ArcMarginProduct(4, 3, s=4.0, dtype=torch.float64, **margins)
     x = torch.cat([torch.randn(3, 4), 2 * torch.eye(4)]).double().requires_grad_()
     W, label = head.weight.detach().clone().requires_grad_(), torch.arange(7) % 3
-    assert torch.autograd.gradgradcheck(lambda x, W: functional(head, "forward", x, W, label), (x, W))
+    assert torch.autograd.gradgradcheck(
+        lambda x, W: functional(head, "forward", x, W, label), (x, W)
+    )
 
 
 def exact(x, W, label, s, m, weights=None):
-    """Loss and gradients in 60-digit arithmetic, by the closed form of the paper; m1 = 1 and θ ≤ π − m."""
+    """Loss and gradients in 60 digits, by the paper's closed form; m1 = 1 and θ ≤ π − m."""
     mpmath = pytest.importorskip("mpmath")
     with mpmath.workdps(60):
         exact_rows = lambda t: [[mpmath.mpf(v) for v in row] for row in t.double().tolist()]  # noqa: E731
@@ -317,7 +379,11 @@ def exact(x, W, label, s, m, weights=None):
         ux = [[a / k for a in v] for v, k in zip(xs, lx, strict=True)]
         uW = [[a / k for a in v] for v, k in zip(Ws, lW, strict=True)]
         N, n, d = len(xs), len(Ws), len(xs[0])
-        total, gx, gW = mpmath.mpf(0), [[mpmath.mpf(0)] * d for _ in xs], [[mpmath.mpf(0)] * d for _ in Ws]
+        total, gx, gW = (
+            mpmath.mpf(0),
+            [[mpmath.mpf(0)] * d for _ in xs],
+            [[mpmath.mpf(0)] * d for _ in Ws],
+        )
         for i, y in enumerate(label.tolist()):
             cos = [mpmath.fsum(a * b for a, b in zip(ux[i], u, strict=True)) for u in uW]
             theta = mpmath.acos(cos[y])
@@ -329,12 +395,17 @@ def exact(x, W, label, s, m, weights=None):
             total += mpmath.log1p(rest / e[y]) / N
             p = [v / (rest + e[y]) for v in e]
             for j in range(n):
-                g = s * p[j] / N if j != y else -s * (rest / (rest + e[y])) * mpmath.sin(theta + m) / mpmath.sin(theta) / N
+                g = (
+                    s * p[j] / N
+                    if j != y
+                    else -s * (rest / (rest + e[y])) * mpmath.sin(theta + m) / mpmath.sin(theta) / N
+                )
                 for k in range(d):
                     gx[i][k] += g * (uW[j][k] - cos[j] * ux[i][k]) / lx[i]
                     gW[j][k] += g * (ux[i][k] - cos[j] * uW[j][k]) / lW[j]
         to_tensor = lambda rows, lengths: torch.tensor(  # noqa: E731
-            [[float(v * k) for v in row] for row, k in zip(rows, lengths, strict=True)], dtype=torch.float64
+            [[float(v * k) for v in row] for row, k in zip(rows, lengths, strict=True)],
+            dtype=torch.float64,
         )
         # as gradients in the unit vectors, whose size does not depend on the lengths
         return float(total), to_tensor(gx, lx), to_tensor(gW, lW), lx, lW
@@ -343,7 +414,13 @@ def exact(x, W, label, s, m, weights=None):
 @pytest.mark.parametrize("path", ["forward", "loss"])
 @pytest.mark.parametrize(
     ("x_exponents", "W_exponents"),
-    [((0, 0), (0, 0)), ((-38, 38), (-1, 1)), ((-1, 1), (-38, 38)), ((-36, -30), (30, 38)), ((-25, 25), (-25, 25))],
+    [
+        ((0, 0), (0, 0)),
+        ((-38, 38), (-1, 1)),
+        ((-1, 1), (-38, 38)),
+        ((-36, -30), (30, 38)),
+        ((-25, 25), (-25, 25)),
+    ],
 )
 def test_rows_of_every_length_agree_with_exact_arithmetic(x_exponents, W_exponents, path):
     g = torch.Generator().manual_seed(0)
@@ -352,16 +429,20 @@ def test_rows_of_every_length_agree_with_exact_arithmetic(x_exponents, W_exponen
     W = F.normalize(torch.randn(4, 8, generator=g)) * spread(4, *W_exponents)
     label = torch.arange(6) % 4
     loss, gx, gW, lx, lW = exact(x, W, label, 16.0, 0.4)
-    values = loss_and_gradients(head_with(W, s=16.0, m=0.4), x, label, None if path == "forward" else 4)
+    values = loss_and_gradients(
+        head_with(W, s=16.0, m=0.4), x, label, None if path == "forward" else 4
+    )
     assert values[0].item() == pytest.approx(loss, rel=1e-6)
     for found, expected, lengths in ((values[1], gx, lx), (values[2], gW, lW)):
-        scaled = found.double() * torch.tensor([float(k) for k in lengths], dtype=torch.float64)[:, None]
+        scaled = (
+            found.double() * torch.tensor([float(k) for k in lengths], dtype=torch.float64)[:, None]
+        )
         assert relative(scaled, expected) < 1e-5
 
 
 @pytest.mark.parametrize("path", ["forward", "loss"])
 def test_subnormal_and_zero_rows(path):
-    """The direction of a row of 1e-45 is exact; a zero row is at 90° to everything and has a finite gradient."""
+    """A row of 1e-45 has a direction; a zero row is at 90° and has a finite gradient."""
     x = torch.tensor([[1e-45, 0, 0], [0, -1e-45, 1e-45], [0, 0, 0], [3e38, 3e38, 3e38]])
     W = torch.tensor([[3e38, -3e38, 0], [0, 1e-45, 0], [0, 0, 0], [1e-40, 0, 0]])
     label = torch.tensor([3, 1, 0, 2])
@@ -371,8 +452,13 @@ def test_subnormal_and_zero_rows(path):
     assert torch.allclose(head(x), 8 * cosines, atol=1e-6)
     target = head(x, label).gather(1, label[:, None])[:, 0] / 8
     angles = cosines.gather(1, label[:, None])[:, 0].double().clamp(-1, 1).arccos()
-    assert torch.allclose(target.double(), (angles + 0.3).cos().where(angles < math.pi - 0.3, 0), atol=1e-6)
-    assert all(v.isfinite().all() for v in loss_and_gradients(head, x, label, None if path == "forward" else 2))
+    assert torch.allclose(
+        target.double(), (angles + 0.3).cos().where(angles < math.pi - 0.3, 0), atol=1e-6
+    )
+    assert all(
+        v.isfinite().all()
+        for v in loss_and_gradients(head, x, label, None if path == "forward" else 2)
+    )
     x.requires_grad_()
     (0.0 * (head.loss(x, label) if path == "loss" else head(x, label).sum())).backward()
     assert x.grad.abs().max() == 0 == head.weight.grad.abs().max()
@@ -387,9 +473,13 @@ DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 @pytest.mark.parametrize("x_dtype", DTYPES)
 @pytest.mark.parametrize("W_dtype", DTYPES)
 def test_every_pair_of_dtypes(x_dtype, W_dtype):
-    """loss is as exact as forward, both are those of the rounded numbers, and gradients have their tensors' dtypes."""
+    """loss is as exact as forward for the rounded numbers; gradients have their tensors' dtypes."""
     torch.manual_seed(0)
-    x, W, label = torch.randn(40, 12).to(x_dtype), torch.randn(9, 12).to(W_dtype), torch.arange(40) % 9
+    x, W, label = (
+        torch.randn(40, 12).to(x_dtype),
+        torch.randn(9, 12).to(W_dtype),
+        torch.arange(40) % 9,
+    )
     W[4] = 0
     head = head_with(W, s=64.0, m=0.3)
     expected = loss_and_gradients(head_with(W.double(), s=64.0, m=0.3), x.double(), label)
@@ -407,10 +497,12 @@ def test_every_pair_of_dtypes(x_dtype, W_dtype):
 @pytest.mark.parametrize("theta", [0.0, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2])
 @pytest.mark.parametrize("path", ["forward", "loss"])
 def test_gradient_near_the_own_centre(theta, path):
-    """c_y grows as 1/θ and what it multiplies vanishes: their product is right to the rounding of x̂ over θ."""
+    """c_y grows as 1/θ, what it multiplies vanishes: the product is right to x̂'s rounding / θ."""
     x, W, label = batch_at_angles(torch.full((60,), theta, dtype=torch.float64), 4)
     x, W = x.float(), W.float()
-    found = loss_and_gradients(head_with(W, s=4.0, m=0.5), x, label, None if path == "forward" else 25)
+    found = loss_and_gradients(
+        head_with(W, s=4.0, m=0.5), x, label, None if path == "forward" else 25
+    )
     expected = loss_and_gradients(head_with(W.double(), s=4.0, m=0.5), x.double(), label)
     for value, right in zip(found[1:], expected[1:], strict=True):
         assert value.isfinite().all() and value.norm() < 3 * right.norm() + 1
@@ -433,7 +525,11 @@ def test_converged_samples(s):
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_reductions_and_incoming_gradients(reduction):
     torch.manual_seed(0)
-    head, x, label = ArcMarginProduct(8, 5), torch.randn(11, 8, requires_grad=True), torch.arange(11) % 5
+    head, x, label = (
+        ArcMarginProduct(8, 5),
+        torch.randn(11, 8, requires_grad=True),
+        torch.arange(11) % 5,
+    )
     w = torch.randn(11) if reduction == "none" else 3.0
     right = (w * F.cross_entropy(head(x, label), label, reduction=reduction)).sum()
     found = (w * head.loss(x, label, reduction=reduction, block=4)).sum()
@@ -441,7 +537,10 @@ def test_reductions_and_incoming_gradients(reduction):
     expected = torch.autograd.grad(right, (x, head.weight))
     for _ in range(3):  # a retained graph gives the same again
         gradients = torch.autograd.grad(found, (x, head.weight), retain_graph=True)
-        assert all(torch.allclose(*pair, rtol=1e-5, atol=1e-5) for pair in zip(gradients, expected, strict=True))
+        assert all(
+            torch.allclose(*pair, rtol=1e-5, atol=1e-5)
+            for pair in zip(gradients, expected, strict=True)
+        )
     found.backward()
     assert torch.allclose(x.grad, expected[0], rtol=1e-5, atol=1e-5)
 
@@ -449,11 +548,17 @@ def test_reductions_and_incoming_gradients(reduction):
 def test_only_what_is_needed_is_made():
     """No gradient of what is frozen, and none without grad mode; the values stay."""
     torch.manual_seed(0)
-    head, x, label = ArcMarginProduct(8, 5), torch.randn(6, 8, requires_grad=True), torch.arange(6) % 5
+    head, x, label = (
+        ArcMarginProduct(8, 5),
+        torch.randn(6, 8, requires_grad=True),
+        torch.arange(6) % 5,
+    )
     whole = torch.autograd.grad(head.loss(x, label), (x, head.weight))
     head.weight.requires_grad_(False)
     assert torch.equal(torch.autograd.grad(head.loss(x, label), x)[0], whole[0])
-    assert torch.allclose(torch.autograd.grad(F.cross_entropy(head(x, label), label), x)[0], whole[0], atol=1e-6)
+    assert torch.allclose(
+        torch.autograd.grad(F.cross_entropy(head(x, label), label), x)[0], whole[0], atol=1e-6
+    )
     head.weight.requires_grad_()
     assert torch.equal(torch.autograd.grad(head.loss(x.detach(), label), head.weight)[0], whole[1])
     loss = head.loss(x, label)
@@ -464,7 +569,11 @@ def test_only_what_is_needed_is_made():
 
 def test_nothing_of_the_callers_is_overwritten():
     torch.manual_seed(0)
-    head, x, label = ArcMarginProduct(8, 5), torch.randn(6, 8, requires_grad=True), torch.arange(6) % 5
+    head, x, label = (
+        ArcMarginProduct(8, 5),
+        torch.randn(6, 8, requires_grad=True),
+        torch.arange(6) % 5,
+    )
     incoming = torch.randn(6, 5)
     before = incoming.clone()
     torch.autograd.grad(head(x, label), x, incoming)
@@ -477,7 +586,11 @@ def test_nothing_of_the_callers_is_overwritten():
 
 
 def test_empty_batch():
-    head, x, label = ArcMarginProduct(8, 5), torch.zeros(0, 8, requires_grad=True), torch.zeros(0).long()
+    head, x, label = (
+        ArcMarginProduct(8, 5),
+        torch.zeros(0, 8, requires_grad=True),
+        torch.zeros(0).long(),
+    )
     assert head(x, label).shape == (0, 5) and head(x).shape == (0, 5)
     assert head.loss(x, label).isnan() and head.loss(x, label, reduction="none").shape == (0,)
     head.loss(x, label, reduction="sum").backward()
@@ -518,7 +631,7 @@ def test_second_derivatives_are_those_of_forward():
 
 @pytest.mark.parametrize("path", ["forward", "loss"])
 def test_overflow_in_float16_is_infinite_and_elsewhere_finite(path):
-    """For a GradScaler to see it: the float32 gradient is not cut before the scale has been multiplied in."""
+    """For a GradScaler to see it: nothing is cut before the scale has been multiplied in."""
     torch.manual_seed(0)
     label = torch.arange(8) % 4
     for dtype in DTYPES:
@@ -530,7 +643,11 @@ def test_overflow_in_float16_is_infinite_and_elsewhere_finite(path):
         for grad in (x.grad, head.weight.grad):
             assert bool(grad.isinf().any()) == (dtype == torch.float16) and not grad.isnan().any()
         tiny = torch.full((8, 6), torch.finfo(dtype).smallest_normal).to(dtype).requires_grad_()
-        loss = F.cross_entropy(head(tiny, label), label) if path == "forward" else head.loss(tiny, label)
+        loss = (
+            F.cross_entropy(head(tiny, label), label)
+            if path == "forward"
+            else head.loss(tiny, label)
+        )
         (65536.0 * loss).backward()
         assert dtype == torch.float16 or tiny.grad.isfinite().all()
 
@@ -572,7 +689,10 @@ def test_bad_calls_of_loss_are_named():
 def test_it_is_a_layer_like_others():
     head = ArcMarginProduct(4, 3, 16.0, 0.3, False, 1.2, 0.1, device="cpu", dtype=torch.float64)
     assert head.weight.dtype == torch.float64
-    assert repr(head) == ("ArcMarginProduct(in_features=4, out_features=3, s=16.0, m=0.3, m1=1.2, m3=0.1, easy_margin=False)")
+    assert repr(head) == (
+        "ArcMarginProduct(in_features=4, out_features=3, s=16.0, m=0.3, m1=1.2, m3=0.1, "
+        "easy_margin=False)"
+    )
     before = head.weight.detach().clone()
     head.reset_parameters()
     assert not torch.equal(head.weight, before)
@@ -596,11 +716,21 @@ def random_case(seed, s, margins, dtype=torch.float64):
     g = torch.Generator().manual_seed(seed)
     d, n, batch = (int(torch.randint(2, high, (), generator=g)) for high in (9, 7, 6))
     x = torch.randn(batch, d, generator=g, dtype=dtype)
-    return x, head_with(torch.randn(n, d, generator=g, dtype=dtype), s=s, **margins), torch.randint(n, (batch,), generator=g)
+    return (
+        x,
+        head_with(torch.randn(n, d, generator=g, dtype=dtype), s=s, **margins),
+        torch.randint(n, (batch,), generator=g),
+    )
 
 
 @many
-@given(seeds, scales, margin_sets, st.integers(-40, 38), st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
+@given(
+    seeds,
+    scales,
+    margin_sets,
+    st.integers(-40, 38),
+    st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+)
 def test_property_finite(seed, s, margins, exponent, dtype):
     x, head, label = random_case(seed, s, margins, torch.float32)
     x = (x / x.abs().max() * 10.0**exponent).to(dtype)
@@ -615,7 +745,9 @@ def test_property_finite(seed, s, margins, exponent, dtype):
 def test_property_monotone(s, margins, one, other):
     theta = torch.tensor(sorted([one, other]), dtype=torch.float64)
     head = head_with(torch.eye(2, dtype=torch.float64), s=s, **margins)
-    logits = head(torch.stack([theta.cos(), theta.sin()], dim=1), torch.zeros(2, dtype=torch.int64))[:, 0]
+    logits = head(
+        torch.stack([theta.cos(), theta.sin()], dim=1), torch.zeros(2, dtype=torch.int64)
+    )[:, 0]
     assert logits[1] <= logits[0] + 1e-12 * s
 
 
@@ -632,7 +764,9 @@ def test_property_lengths_do_not_matter(seed, s, margins, longer_x, longer_w):
 def test_property_rotation_of_both_changes_nothing(seed, s, margins):
     x, head, label = random_case(seed, s, margins)
     rotation, _ = torch.linalg.qr(
-        torch.randn(x.shape[1], x.shape[1], generator=torch.Generator().manual_seed(seed), dtype=x.dtype)
+        torch.randn(
+            x.shape[1], x.shape[1], generator=torch.Generator().manual_seed(seed), dtype=x.dtype
+        )
     )
     turned = head_with(head.weight.detach() @ rotation, s=s, **margins)
     assert torch.allclose(turned(x @ rotation, label), head(x, label), atol=1e-9 * s)

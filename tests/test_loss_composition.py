@@ -1,4 +1,4 @@
-"""arcface_loss.py inside PyTorch's own machinery: compilers, transforms, precision, processes. Also on CUDA if there is one."""
+"""arcface_loss.py with compilers, transforms, autocast and processes; on CUDA too where it is."""
 
 import copy
 import os
@@ -49,7 +49,9 @@ def gradients(net, loss):
 
 
 def close(found, expected, rtol=1e-5, atol=1e-6):
-    return all(torch.allclose(f, e, rtol=rtol, atol=atol) for f, e in zip(found, expected, strict=True))
+    return all(
+        torch.allclose(f, e, rtol=rtol, atol=atol) for f, e in zip(found, expected, strict=True)
+    )
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -113,7 +115,10 @@ def test_fake_and_meta_tensors():
             assert net.head.weight.grad.shape == (5, 8)
     for path in PATHS:
         net = Net(path, "meta", torch.float16)
-        net(torch.empty(7, 6, device="meta", dtype=torch.float16), torch.empty(7, device="meta").long()).backward()
+        net(
+            torch.empty(7, 6, device="meta", dtype=torch.float16),
+            torch.empty(7, device="meta").long(),
+        ).backward()
         assert net.head.weight.grad.dtype == torch.float16
         net.to_empty(device="cpu").head.reset_parameters()
         assert net.head.weight.isfinite().all()
@@ -129,9 +134,13 @@ def test_torch_func(path):
 
     expected = gradients(net, net(x, label))
     assert close(grad(compute)(parameters, x, label).values(), expected)
-    each = vmap(grad(lambda p, x, y: compute(p, x[None], y[None])), (None, 0, 0))(parameters, x, label)
+    each = vmap(grad(lambda p, x, y: compute(p, x[None], y[None])), (None, 0, 0))(
+        parameters, x, label
+    )
     for i in range(len(x)):
-        assert close([g[i] for g in each.values()], gradients(net, net(x[i : i + 1], label[i : i + 1])))
+        assert close(
+            [g[i] for g in each.values()], gradients(net, net(x[i : i + 1], label[i : i + 1]))
+        )
     shifted = vmap(lambda y: compute(parameters, x, y))(torch.stack([label, (label + 1) % 5]))
     assert torch.allclose(shifted[1], net(x, (label + 1) % 5))
 
@@ -144,7 +153,9 @@ def test_jacobian_and_hessian():
     for call in (lambda x: F.cross_entropy(head(x, label), label), lambda x: head.loss(x, label)):
         found = hessian(call)(x)
         assert torch.allclose(found, torch.autograd.functional.hessian(call, x))
-        numeric = jacrev(call)(x + 1e-6 * torch.ones(7, 4)) - jacrev(call)(x - 1e-6 * torch.ones(7, 4))
+        numeric = jacrev(call)(x + 1e-6 * torch.ones(7, 4)) - jacrev(call)(
+            x - 1e-6 * torch.ones(7, 4)
+        )
         assert torch.allclose(found.sum(dim=(2, 3)), numeric / 2e-6, atol=1e-6)
 
 
@@ -179,7 +190,7 @@ def test_autocast_round_the_head_and_its_backward(path, dtype, device):
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("path", PATHS)
 def test_grad_scaler_with_float16_weights(path, device):
-    """The scale cancels; where it makes a gradient overflow, the scaler sees it and skips the step."""
+    """The scale cancels; where it makes a gradient overflow, the scaler skips the step."""
     net, (x, label) = Net(path, device, torch.float16), batch(7, device, torch.float16)
     for scale, overflow in ((256.0, False), (2.0**24, True)):
         net.zero_grad()
@@ -187,7 +198,8 @@ def test_grad_scaler_with_float16_weights(path, device):
         grads = [p.grad for p in net.parameters()]
         assert any(not g.isfinite().all() for g in grads) == overflow
     scaler = torch.amp.GradScaler(device, init_scale=2.0**24)
-    net = net.float()  # the scaler refuses to unscale float16 gradients, but finds infinities in float32's from autocast
+    # The scaler refuses to unscale float16 gradients, but finds infinities in float32's.
+    net = net.float()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     before = copy.deepcopy(net.state_dict())
     with torch.autocast(device, torch.float16):
@@ -195,7 +207,9 @@ def test_grad_scaler_with_float16_weights(path, device):
     scaler.scale(loss).backward()
     scaler.step(optimizer)
     scaler.update()
-    assert scaler.get_scale() < 2.0**24 and all(torch.equal(before[k], v) for k, v in net.state_dict().items())
+    assert scaler.get_scale() < 2.0**24 and all(
+        torch.equal(before[k], v) for k, v in net.state_dict().items()
+    )
 
 
 @pytest.mark.parametrize("device", DEVICES)
