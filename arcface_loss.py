@@ -79,6 +79,7 @@ class ArcMarginProduct(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
+        """Draw the class centres anew."""
         nn.init.xavier_uniform_(self.weight)
 
     def forward(self, input: Tensor, label: Tensor | None = None) -> Tensor:
@@ -112,7 +113,7 @@ class ArcMarginProduct(nn.Module):
         return _differentiable(compute, input, self.weight)
 
     def target_cosine(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """φ(θ) and −φ′(θ)."""
+        """φ(θ) and −φ′(θ), for θ in radians, of any shape."""
         psi = self.m1 * theta + self.m
         k = (psi.detach() / math.pi).floor()
         sign = 1 - 2 * (k % 2)
@@ -241,9 +242,8 @@ def _compute(head: Any, label: Any, reduction: Any, block: int, needs: Any, x: A
             yield rows, z.mul_(wrong / total).scatter_(1, y, -wrong)
 
     made = gradients(blocks(share)) if now else [share for _ in blocks(share)]
-    return _REDUCE[reduction](
-        losses
-    ), lambda grad: [g.mul_(grad) for g in made] if now else gradients(blocks(grad[:, None]))
+    value = _REDUCE[reduction](losses)
+    return value, lambda G: [g.mul_(G) for g in made] if now else gradients(blocks(G[:, None]))
 
 
 def _unit(v: Tensor, dtype: torch.dtype) -> list[Tensor]:
