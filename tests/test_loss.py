@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pytorch_metric_learning import losses
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from arcface_loss import ArcMarginProduct, angle, unit
 
@@ -203,6 +204,26 @@ def test_blocks_give_the_plain_path():
     for block in (1, 16, 65, 5000):
         for value, expected in zip(loss_and_gradients(head, x, label, block), plain, strict=True):
             assert relative(value, expected.double()) < 1e-5
+
+
+@pytest.mark.parametrize("block", [None, 7, 40])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_weight_that_is_taken_in_chunks(dtype, block):
+    """More than 2²⁰ numbers: three chunks, the last one smaller, and lengths that differ."""
+    torch.manual_seed(0)
+    lengths = 10 ** (20 * torch.rand(5000, 1) - 10)
+    W, x, label = (
+        (lengths * torch.randn(5000, 512)).to(dtype),
+        torch.randn(20, 512),
+        torch.randint(5000, (20,)),
+    )
+    found = loss_and_gradients(head_with(W, s=64.0, m=0.3), x, label, block)
+    expected = loss_and_gradients(head_with(W.double(), s=64.0, m=0.3), x.double(), label)
+    for value, right in zip(found, expected, strict=True):
+        assert relative(value, right) < max(1e-5, torch.finfo(value.dtype).eps)
+    assert torch.allclose(
+        head_with(W, s=64.0)(x).double(), head_with(W.double(), s=64.0)(x.double()), atol=1e-4
+    )
 
 
 def test_angle_is_exact_where_arccos_is_not():
@@ -565,6 +586,31 @@ def test_only_what_is_needed_is_made():
     with torch.no_grad():
         assert head.loss(x, label) == loss and not head.loss(x, label).requires_grad
         assert torch.equal(head(x, label), head(x, label))
+
+
+class Products(TorchDispatchMode):
+    """Counts the products that accumulate a gradient of any size."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function is torch.ops.aten.addmm_.default and args[0].numel() > 0
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("x_needs", "W_needs"), [(True, True), (True, False), (False, True), (False, False)]
+)
+def test_products_of_frozen_gradients_are_not_made(x_needs, W_needs):
+    head, label = ArcMarginProduct(8, 5), torch.arange(6) % 5
+    head.weight.requires_grad_(W_needs)
+    x = torch.randn(6, 8, requires_grad=x_needs)
+    for call in (head.loss, lambda x, y: F.cross_entropy(head(x, y), y)):
+        with Products() as products:
+            loss = call(x, label)
+            if loss.requires_grad:
+                loss.backward()
+        assert products.count == x_needs + W_needs
 
 
 def test_nothing_of_the_callers_is_overwritten():
