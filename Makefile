@@ -30,7 +30,7 @@ check: lint
 	$(RUN) -m pytest -n 2 -m "not slow"
 
 test: lint
-	$(RUN) -m pytest -n 2 --cov --cov-report=term-missing:skip-covered --cov-fail-under=90
+	$(RUN) -m pytest -n 2 --cov --cov-report=term-missing:skip-covered --cov-fail-under=95
 
 AUTHOR = --last "$(LAST)" --first "$(FIRST)" --id "$(ID)" $(if $(DATE),--date "$(DATE)")
 
