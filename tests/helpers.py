@@ -1,13 +1,17 @@
 """Functions of several tests."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 
 from experiment.data import Data
 from experiment.recipe import Recipe, Settings
 from experiment.training import Trained
+
+needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 
 
 def equal_weights(one: dict, other: dict) -> bool:

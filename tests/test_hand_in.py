@@ -15,11 +15,11 @@ import pytest
 from experiment.errors import Problem
 from experiment.records import ROOT
 from report import submission
+from tests.helpers import needs_git
 
 AUTHOR = submission.Author("mark", "philip", "0123456")
 NAMES = ["--last", "mark", "--first", "philip", "--id", "0123456"]
 TOP = "mark_philip_0123456_Project1"
-needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 
 
 # --- what belongs to it ---------------------------------------------------------------------------

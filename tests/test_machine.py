@@ -11,6 +11,7 @@ import torch
 from experiment import cli, machine
 from experiment.errors import Problem
 from experiment.records import ROOT
+from tests.helpers import needs_git
 
 TORCHRUN = {
     "RANK": "0",
@@ -49,14 +50,17 @@ def repository(tmp_path):
     return tmp_path
 
 
+@needs_git
 def test_the_commit_is_that_of_the_folder_s_own_repository(repository):
     assert machine.git_commit(repository) == git(repository, "rev-parse", "HEAD")
 
 
+@needs_git
 def test_the_commit_of_a_repository_around_the_folder_is_not_taken(repository):
     assert machine.git_commit(repository / "inner") is None
 
 
+@needs_git
 def test_git_s_environment_does_not_name_another_repository(repository, tmp_path, monkeypatch):
     other = tmp_path / "inner"
     monkeypatch.setenv("GIT_DIR", str(repository / ".git"))
@@ -64,6 +68,7 @@ def test_git_s_environment_does_not_name_another_repository(repository, tmp_path
     assert machine.git_commit(other) is None
 
 
+@needs_git
 def test_without_git_or_commits_there_is_no_commit(tmp_path, monkeypatch):
     assert machine.git_commit(tmp_path) is None
     git(tmp_path, "init", "--quiet")

@@ -12,6 +12,7 @@ import torch
 
 from experiment import records
 from experiment.errors import Problem
+from tests.helpers import needs_git
 from tests.permissions import unprivileged
 
 RECORD = {"loss": "arcface", "θ": [1.5, None, "a\u2028b"], "path": "caf\udce9"}
@@ -216,6 +217,7 @@ def test_what_dead_processes_left_is_removed_and_nothing_else(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
 
 
+@needs_git
 def test_temporary_files_are_ignored_by_git(tmp_path):
     names = ["figures/mnist/.checkpoint.7.tmp.pt", "figures/mnist/.accuracy.7.tmp.png"]
     names += ["figures/mnist/.probe.7.tmp", "figures/mnist/.run.7.tmp.json"]
