@@ -10,8 +10,8 @@ from experiment.figures import BLUE, GREY, LOSS_STYLE, ORANGE, RED, STYLE, save
 from study.corruption import CORRUPTIONS
 from study.selection import (
     DATASETS,
-    Record,
     RunsByLoss,
+    StudyRecord,
     common_seeds,
     differences,
     drop_collapsed_splits,
@@ -173,7 +173,7 @@ def draw_pairs(unseen: RunsByLoss, name: str) -> plt.Figure:
     return figure
 
 
-def draw_grid(runs: list[Record]) -> plt.Figure:
+def draw_grid(runs: list[StudyRecord]) -> plt.Figure:
     """Validation accuracy and W-EC over scale and margin; crosses where training collapsed."""
     scales, margins = (sorted({record[key] for record in runs}) for key in ("scale", "margin"))
     figure, axes = plt.subplots(1, 2, figsize=(9.6, 3.4))

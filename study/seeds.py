@@ -12,7 +12,6 @@ import sys
 from itertools import product
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import torch
 
@@ -20,7 +19,7 @@ import arcface_cifar10
 import arcface_mnist
 from experiment import cli, errors, records, run
 from experiment.errors import Problem
-from experiment.records import ROOT
+from experiment.records import ROOT, Record
 from study.tables import fill_file, interval, markdown, mean_ci
 
 SCRIPTS = {"mnist": arcface_mnist, "cifar10": arcface_cifar10}
@@ -28,7 +27,6 @@ DATASETS = tuple(SCRIPTS)
 RECIPES = (*DATASETS, *(f"{dataset}-best" for dataset in DATASETS))  # each a folder of figures/
 WARM_UP_EPOCHS = 4  # of the training that loads a GPU's kernels: with it every size of image occurs
 
-Record = dict[str, Any]
 
 # --- tables ---------------------------------------------------------------------------------------
 

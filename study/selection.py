@@ -10,8 +10,8 @@ from experiment.figures import LOSS_STYLE
 DATASETS = {"mnist": "MNIST", "cifar10": "CIFAR-10"}  # the name in those of files, and in print
 LEARNT = 0.5  # the accuracy below which a run counts as collapsed
 
-Record = dict[str, Any]
-RunsByLoss = dict[str, list[Record]]
+StudyRecord = dict[str, Any]
+RunsByLoss = dict[str, list[StudyRecord]]
 
 
 def load(folder: Path, part: str, dataset: str) -> RunsByLoss:
@@ -46,12 +46,12 @@ def drop_collapsed_splits(runs: RunsByLoss) -> RunsByLoss:
     return {loss: of_loss for loss, of_loss in left.items() if of_loss}
 
 
-def collapsed(record: Record) -> bool:
+def collapsed(record: StudyRecord) -> bool:
     """Whether the training was stopped, or ended below LEARNT on its own classes."""
     return record["test_accuracy"] is None or record["test_accuracy"] < LEARNT
 
 
-def finished(runs: list[Record]) -> list[Record]:
+def finished(runs: list[StudyRecord]) -> list[StudyRecord]:
     """The runs that did not collapse."""
     return [record for record in runs if not collapsed(record)]
 
@@ -67,6 +67,6 @@ def differences(runs: RunsByLoss, loss: str) -> list[float]:
     ]
 
 
-def percent(runs: list[Record], key: str) -> list[float]:
+def percent(runs: list[StudyRecord], key: str) -> list[float]:
     """A verification figure of each run, in %."""
     return [100 * record["verification"][key] for record in runs]

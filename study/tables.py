@@ -11,8 +11,8 @@ from experiment.records import replacing
 from study.corruption import CORRUPTIONS
 from study.selection import (
     DATASETS,
-    Record,
     RunsByLoss,
+    StudyRecord,
     collapsed,
     common_seeds,
     differences,
@@ -120,7 +120,7 @@ def study_tables(folder: Path) -> dict[str, str]:
     return found
 
 
-def setting_cells(record: Record) -> list[str]:
+def setting_cells(record: StudyRecord) -> list[str]:
     """Scale, margin and head learning rate of a run; a dash where the loss has none."""
     values = (record[key] for key in ("scale", "margin", "head_lr"))
     return ["–" if value is None else f"{value:g}" for value in values]
@@ -177,7 +177,7 @@ def unseen_table(unseen: RunsByLoss) -> str:
     return markdown(["%", *columns], rows)
 
 
-def verification_cell(runs: list[Record], key: str) -> str:
+def verification_cell(runs: list[StudyRecord], key: str) -> str:
     """The mean of a verification figure in %, and how many of the runs collapsed."""
     left = finished(runs)
     if not left:
