@@ -96,13 +96,13 @@ class ArcMarginProduct(nn.Module):
     def loss(
         self, input: Tensor, label: Tensor, *, reduction: str = "mean", block: int | None = None
     ) -> Tensor:
-        """``F.cross_entropy(self(input, label), label, reduction=reduction)``, faster and smaller.
+        """``F.cross_entropy(self(input, label), label, reduction=reduction)`` in less memory.
 
         The samples are taken ``block`` at a time (None: as many as have 2²⁶ logits, at least 64),
-        and both gradients are made with a block's logits. So nothing is computed twice, and the
+        and both gradients are made with a block's logits. So no logits are made twice, and the
         memory is the weight, its gradient and one block's logits; what is frozen gets no gradient.
         For "none", and in a second backward pass through a retained graph, the logits are made
-        again, a third slower. A loss near 0 is as exact as its logits, not rounded to 0.
+        again. A loss near 0 is as exact as its logits, not rounded to 0.
         """
         self._check(input, label, optional=False)
         if reduction not in _REDUCE:
