@@ -103,7 +103,7 @@ DEFAULT = Recipe(
     sgd={"momentum": 0.85, "nesterov": True},
     warm_up=0.1,
     hardest=0.5,
-    full_epochs=2,
+    full_epochs=[2, 2],
     views=[[0, 0.25], [1, 0.125], [-1, 0.125]],
     epochs=20,
     batch_size=2000,
@@ -166,6 +166,10 @@ def train(recipe: Recipe, settings: Settings, data: Data, out: Path, resume: boo
 
     for epoch in training.epochs():  # after each one: evaluated, saved, printed
         for batch in training.batches(epoch):  # sets the learning rates
+            # The margin rises with them: from the first step, a large one can make all embeddings
+            # turn away from all centres (figures/study/collapse.png).
+            for key, value in margins(settings.loss, settings.margin, batch.warm_up).items():
+                setattr(head, key, value)
             x = augment(batch, training.noise, **recipe.augmentation)
             training.measure(batch, *step(x, batch.label))
     return training.result()

@@ -53,6 +53,7 @@ def check_history(history: list, epochs: int) -> None:
     """Raise ValueError unless this is the history of between 1 and ``epochs`` epochs."""
     numbers = [entry["epoch"] for entry in history]
     values = [entry[key] for entry in history for key in Epoch.__annotations__]
+    values = [value for value in values if value is not None]
     if numbers != [*range(1, len(history) + 1)] or not 1 <= len(history) <= epochs:
         raise ValueError(f"the history has {len(history)} epochs")
     if not all(type(value) in (int, float) and math.isfinite(value) for value in values):

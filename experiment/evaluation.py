@@ -36,7 +36,12 @@ def embed_both(network: nn.Module, data: Data, precision: str) -> tuple[Labelled
 
 @torch.no_grad()
 def tta_logits(
-    network: nn.Module, head: Head, images: Tensor, precision: str, views: list[list[float]]
+    network: nn.Module,
+    head: Head,
+    images: Tensor,
+    precision: str,
+    views: list[list[float]],
+    plain: Tensor,
 ) -> Tensor:
     """Test-time augmentation: the weighted sum of the logits of several views of each image, N × n.
 
@@ -44,6 +49,7 @@ def tta_logits(
         images: uint8, N × H × H × C.
         views: pairs of k and a weight: the image moved by (k, k) pixels, its border reflected,
             and the mirror image of that, have this weight each.
+        plain: the logits of the images themselves, N × n, which are not made again.
     """
     size, edge = images.shape[1], int(max(abs(k) for k, _ in views))
     nchw = images.permute(0, 3, 1, 2).float()
@@ -52,7 +58,11 @@ def tta_logits(
     for k, weight in views:
         start = edge - int(k)
         moved = padded[:, start : start + size, start : start + size]
-        for view in (moved, moved.flip(2)):
+        for mirrored in (False, True):
+            if k == 0 and not mirrored:
+                logits.append(weight * plain)
+                continue
+            view = moved.flip(2) if mirrored else moved
             logits.append(weight * head(embed(network, view, precision)))
     return torch.stack(logits).sum(dim=0)
 

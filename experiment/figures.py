@@ -329,20 +329,19 @@ def times(record: dict) -> tuple[str, str, str]:
 def _hardest(record: dict) -> str:
     """Which part of the training images the middle epochs consist of; empty if of all."""
     part, full = (record["hyperparameters"][key] for key in ("hardest", "full_epochs"))
-    return f"hardest {part:.0%}" if part < 1 and record["epochs"] > 2 * full else ""
+    return f"hardest {part:.0%}" if part < 1 and record["epochs"] > sum(full) else ""
 
 
 def _training(record: dict) -> str:
     hardest = _hardest(record)
-    full = record["hyperparameters"]["full_epochs"]
-    middle = f"epochs {full + 1} to {record['epochs'] - full}"
+    first, last = record["hyperparameters"]["full_epochs"]
+    middle = f"epochs {first + 1} to {record['epochs'] - last}"
     return f"training ({middle}: {hardest})" if hardest else "training"
 
 
 def _curve(record: dict, key: str, factor: float) -> tuple[list[int], list[float]]:
-    return [entry["epoch"] for entry in record["history"]], [
-        factor * entry[key] for entry in record["history"]
-    ]
+    measured = [entry for entry in record["history"] if entry[key] is not None]
+    return [entry["epoch"] for entry in measured], [factor * entry[key] for entry in measured]
 
 
 def _epochs(axes: plt.Axes, record: dict) -> None:

@@ -12,10 +12,10 @@ class Recipe:
     network, augmentation: keyword arguments of the script's ``Network`` and ``augment``.
     muon, sgd: keyword arguments of the two optimizers.
     learning_rates: the peaks. warm_up: the fraction of the steps in which the rates rise
-        linearly; then they fall linearly to 0.
+        linearly, and the margin with them; then the rates fall linearly to 0.
     hardest: the fraction of the training images used in each middle epoch: those with the largest
-        loss when last seen. full_epochs: how many epochs at the start, and at the end, use all
-        images.
+        loss when last seen. full_epochs: how many epochs use all images at the start, and how
+        many at the end.
     views: of test-time augmentation, as in :func:`experiment.evaluation.tta_logits`; empty for
     none.
     default_margins: the margin of each loss that has one.
@@ -29,7 +29,7 @@ class Recipe:
     sgd: dict
     warm_up: float
     hardest: float
-    full_epochs: int
+    full_epochs: list[int]
     views: list[list[float]]
     epochs: int
     batch_size: int
@@ -47,7 +47,11 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What a run is asked to do. Equal settings on one machine end with equal weights."""
+    """What a run is asked to do. Equal settings on one machine end with equal weights.
+
+    stop_if_diverged: whether a training that fails raises Diverged; else it goes on, and its
+        outcome says so. A loss that is not finite always ends it.
+    """
 
     dataset: str
     recipe: str = "default"
@@ -62,15 +66,22 @@ class Settings:
     precision: str
     processes: int = 1
     threads: int
+    stop_if_diverged: bool = True
 
 
-def margins(loss: str, margin: float | None) -> dict:
-    """ArcMarginProduct's keyword arguments for each of LOSSES but softmax, a plain linear layer."""
-    known: dict[str, dict] = {
+def margins(loss: str, margin: float | None, share: float = 1.0) -> dict:
+    """ArcMarginProduct's keyword arguments for each of LOSSES; none for softmax, a linear layer.
+
+    Args:
+        share: of the margin, in [0, 1]; it is less than 1 while the margin rises.
+    """
+    value = margin or 0.0
+    known: dict[str, dict[str, float]] = {
+        "softmax": {},
         "norm-softmax": {"m": 0.0},
-        "sphereface": {"m": 0.0, "m1": margin},
-        "cosface": {"m": 0.0, "m3": margin},
-        "arcface": {"m": margin},
-        "cm1": {"m": 0.3, "m3": 0.2},
+        "sphereface": {"m": 0.0, "m1": 1 + (value - 1) * share},
+        "cosface": {"m": 0.0, "m3": value * share},
+        "arcface": {"m": value * share},
+        "cm1": {"m": 0.3 * share, "m3": 0.2 * share},
     }
     return known[loss]

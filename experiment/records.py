@@ -22,13 +22,16 @@ TEMPORARY = re.compile(r"\.(.+)\.(\d+)\.tmp(\..+)?")  # the number is that of th
 
 
 class Epoch(TypedDict):
-    """One epoch in a record's history. Losses include the margin; the accuracies do not."""
+    """One epoch in a record's history. Losses include the margin; the accuracies do not.
+
+    The test figures are None where the test set was not evaluated.
+    """
 
     epoch: int
     train_loss: float
     train_accuracy: float
-    test_loss: float
-    test_accuracy: float
+    test_loss: float | None
+    test_accuracy: float | None
     seconds: float
 
 
@@ -51,6 +54,7 @@ class Record(TypedDict):
     precision: str
     processes: int
     threads: int
+    stop_if_diverged: bool
     hyperparameters: dict[str, Any]
     parameters: int
     train_seconds: float

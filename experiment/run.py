@@ -229,7 +229,9 @@ def evaluate(task: Task, trained: Trained) -> tuple[dict, dict]:
         tta = None
         if views := task.recipe.views:
             tta = evaluation.accuracy(
-                evaluation.tta_logits(network, head, source.test_images, settings.precision, views),
+                evaluation.tta_logits(
+                    network, head, source.test_images, settings.precision, views, logits
+                ),
                 labels,
             )
     device = source.test_images.device
@@ -255,6 +257,7 @@ def evaluate(task: Task, trained: Trained) -> tuple[dict, dict]:
     worst = confidence.argsort(descending=True)[:count]
     tensors = {
         "snapshots": trained.snapshots.rad2deg().half(),
+        "mean_theta": trained.mean_theta.rad2deg().half(),
         "embeddings": unit(embeddings[:EMBEDDINGS_KEPT]).half(),
         "labels": labels.byte(),
         "predicted": predicted.byte(),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from arcface_loss import ArcMarginProduct
 from experiment import records
 from experiment.checkpoint import (
     check_history,
@@ -28,7 +29,9 @@ from experiment.evaluation import Head, angles_to_centres, embed, loss_and_accur
 from experiment.machine import autocast, first_on_rank_0, rank_and_processes
 from experiment.recipe import Recipe, Settings
 
+TEST_EVERY = 4  # epochs from one evaluation on the test set to the next; the last always has one
 SNAPSHOT_STEPS = 10  # at the start, in the middle and at the end: their angles are kept
+AWAY_STEPS = 50  # with a mean θ above 90° after the warm-up: the training has collapsed
 LOG_EVERY = 10  # steps between two updates of the progress bar; only then is the device waited for
 
 
@@ -38,13 +41,18 @@ class Trained:
 
     snapshots: θ in radians to the own and to the nearest other centre, 3 × M × 2, for the images
     of the first, the middle and the last steps.
+    mean_theta: θ in radians to the own centre, the mean of each step's images, as many as steps.
+    diverged: what a training that was not to be stopped for it would have been stopped for; or
+    empty.
     """
 
     network: nn.Module
     head: Head
     history: list[dict]
     snapshots: Tensor
+    mean_theta: Tensor
     seconds: float
+    diverged: str = ""
 
 
 class Diverged(Problem):
@@ -57,7 +65,7 @@ class Batch:
 
     index (int64, N) numbers them among the training images. flip (bool, N): alternating flip,
     i.e. each image is mirrored every second time it is drawn. progress, in [0, 1): the fraction of
-    the training that is done.
+    the training that is done; warm_up, in (0, 1], that of the warm-up.
     """
 
     step: int
@@ -66,6 +74,7 @@ class Batch:
     label: Tensor
     flip: Tensor
     progress: float
+    warm_up: float
 
 
 class Classifier(nn.Module):
@@ -140,6 +149,8 @@ class Training:
         self.history: list[dict] = []
         self.seconds = 0.0
         self.snapshots = torch.zeros(3, window, size, 2, device=device)
+        self.mean_theta = torch.zeros(self.total, device=device)
+        self.diverged = ""
         self.last_loss = torch.full((len(images),), math.inf, device=device)  # when last seen
         self.seen = torch.zeros(len(images), dtype=torch.int64, device=device)  # how often
         first_on_rank_0(self._restore if resume else self._keep_checkpoint)
@@ -167,6 +178,7 @@ class Training:
         self.chosen = hardest.view(-1, size)
         self.losses = torch.zeros_like(self.last_loss)  # of this epoch, by image
         self.angles = torch.zeros_like(self.snapshots)
+        self.theta = torch.zeros_like(self.mean_theta)
         self.sums = torch.zeros(3, device=device)  # losses, correct answers, θ to the own centre
         self.count, self.logged = 0, (0, 0.0)  # images so far; images and correct when last logged
         self.model.train()
@@ -174,13 +186,14 @@ class Training:
     def batches(self, epoch: int) -> Iterator[Batch]:
         """The batches of an epoch, each with the learning rates of its step set."""
         for step, batch in enumerate(self.chosen, start=self.first_steps[epoch]):
+            warm_up = (step + 1) / (self.recipe.warm_up * self.total + 1)
             factor = learning_rate(step, self.total, self.recipe.warm_up)
             for group in self._groups():
                 group["lr"] = group["peak"] * factor
             index = batch[self.rank :: self.world]
             images, label = self.data.train_images[index], self.data.train_labels[index]
             flip = (index + self.seen[index]) % 2 == 0
-            yield Batch(step, index, images, label, flip, step / self.total)
+            yield Batch(step, index, images, label, flip, step / self.total, min(1.0, warm_up))
 
     @torch.no_grad()
     def measure(self, batch: Batch, losses: Tensor, logits: Tensor, embeddings: Tensor) -> None:
@@ -200,6 +213,7 @@ class Training:
         correct = (scores.argmax(dim=1) == batch.label).sum()
         self.losses[batch.index] = losses.detach()
         self.sums += torch.stack([losses.detach().sum(), correct.float(), own.sum()])
+        self.theta[batch.step] = own.mean()
         self.count += len(own)
         for window, kept in zip(self.windows, self.angles, strict=True):
             if batch.step in window:
@@ -211,38 +225,57 @@ class Training:
     def _log(self, step: int) -> None:
         loss, correct, angle = self.sums.tolist()
         count, before = self.logged
-        recent = (correct - before) / (self.count - count)
-        raise_if_diverged(
-            loss / self.count, recent, len(self.data.classes), step, self.total, self.settings
-        )
+        self._judge(loss / self.count, (correct - before) / (self.count - count), step)
         self.logged = self.count, correct
         angle = math.degrees(angle / self.count)
         text = f"loss {loss / self.count:.3f}, accuracy {correct / self.count:.2%}, θ {angle:.1f}°"
         self.bar.set_postfix_str(text, refresh=False)
         self.bar.update(step + 1 - self.bar.n)
 
+    def _judge(self, loss: float, accuracy: float, step: int) -> None:
+        """Raise Diverged if the training has failed, or note it where settings say so."""
+        if not math.isfinite(loss):
+            raise Diverged(f"The loss is {loss} at step {step + 1} of {self.total}. {self.remedy}")
+        failed = guessing(accuracy, len(self.data.classes), step, self.total)
+        if isinstance(self.classifier.head, ArcMarginProduct):
+            theta = (self.mean_theta + self.theta)[: step + 1].rad2deg()
+            failed = failed or turned_away(theta, self.recipe.warm_up * self.total)
+        if failed and self.settings.stop_if_diverged:
+            raise Diverged(f"{failed} {self.remedy}")
+        self.diverged = self.diverged or failed
+
+    @property
+    def remedy(self) -> str:
+        cause = f"scale {self.settings.scale}, margin {self.settings.margin}"
+        return f"Likely causes: {cause}, or the learning rates. Try a smaller --scale or --margin."
+
     def _finish(self, epoch: int) -> None:
         elapsed = time.perf_counter() - self.began
         self.seconds += elapsed
         if self.world > 1:  # each process has the figures of its own images, and 0 for the others
-            for own in (self.losses, self.angles, self.sums):
+            self.theta /= self.world
+            for own in (self.losses, self.angles, self.theta, self.sums):
                 dist.all_reduce(own)
         self.last_loss[self.chosen] = self.losses[self.chosen]
         self.seen[self.chosen] += 1
         self.snapshots += self.angles
+        self.mean_theta += self.theta
         if self.rank > 0:
             return
         loss, correct, angle = (self.sums / (self.count * self.world)).tolist()
-        data, network = self.data, self.classifier.network
-        embeddings = embed(network, data.test_images, self.settings.precision)
-        test = loss_and_accuracy(self.classifier.head, embeddings, data.test_labels)
+        test: tuple[float, float] | tuple[None, None] = (None, None)
+        if (epoch + 1) % TEST_EVERY == 0 or epoch + 1 == self.settings.epochs:
+            data = self.data
+            embeddings = embed(self.classifier.network, data.test_images, self.settings.precision)
+            test = loss_and_accuracy(self.classifier.head, embeddings, data.test_labels)
         figures = {"train_loss": loss, "train_accuracy": correct}
         figures |= {"test_loss": test[0], "test_accuracy": test[1], "seconds": elapsed}
         self.history.append({"epoch": epoch + 1} | figures)
         records.save_torch(self.checkpoint, self._state())
+        tested = "" if test[1] is None else f"test {test[1]:.2%}"
         tqdm.write(
-            f"epoch {epoch + 1:3d}/{self.settings.epochs}  loss {loss:.4f}  train {correct:.2%}  "
-            f"test {test[1]:.2%}  θ {math.degrees(angle):.1f}°  {elapsed:.1f} s"
+            f"epoch {epoch + 1:3d}/{self.settings.epochs}  loss {loss:.4f}  train {correct:7.2%}  "
+            f"{tested:12}  θ {math.degrees(angle):.1f}°  {elapsed:.1f} s"
         )
         sys.stdout.flush()
 
@@ -253,7 +286,9 @@ class Training:
             head=self.classifier.head.eval(),
             history=self.history,
             snapshots=self.snapshots.flatten(1, 2),
+            mean_theta=self.mean_theta,
             seconds=self.seconds,
+            diverged=self.diverged,
         )
 
     def _groups(self) -> Iterator[dict]:
@@ -268,6 +303,8 @@ class Training:
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "history": self.history,
             "snapshots": self.snapshots,
+            "mean_theta": self.mean_theta,
+            "diverged": self.diverged,
             "seconds": self.seconds,
             "last_loss": self.last_loss,
             "seen": self.seen,
@@ -301,14 +338,16 @@ class Training:
             ) from error
         self.history, self.seconds = state["history"], state["seconds"]
         self.snapshots, self.last_loss = state["snapshots"], state["last_loss"]
-        self.seen = state["seen"]
+        self.mean_theta, self.seen = state["mean_theta"], state["seen"]
+        self.diverged = state["diverged"]
 
 
-def epoch_lengths(epochs: int, steps: int, hardest: float, full_epochs: int) -> list[int]:
+def epoch_lengths(epochs: int, steps: int, hardest: float, full_epochs: list[int]) -> list[int]:
     """Steps in each epoch: ``steps`` in the first and last epochs, fewer in the middle ones."""
-    middle = max(0, epochs - 2 * full_epochs)
-    full = [steps] * min(full_epochs, epochs)
-    return [*full, *[max(1, round(hardest * steps))] * middle, *full][:epochs]
+    first, last = full_epochs
+    middle = max(0, epochs - first - last)
+    fewer = max(1, round(hardest * steps))
+    return [*[steps] * first, *[fewer] * middle, *[steps] * last][:epochs]
 
 
 def hardest_first(last_loss: Tensor, shuffled: Tensor, count: int) -> Tensor:
@@ -326,19 +365,30 @@ def learning_rate(step: int, total: int, warm_up: float) -> float:
     return min((step + 1) / (warm_up * total + 1), (total - step) / ((1 - warm_up) * total))
 
 
-def raise_if_diverged(
-    loss: float, accuracy: float, classes: int, step: int, total: int, settings: Settings
-) -> None:
-    """Raise Diverged if the loss is not finite, or the network still guesses after a tenth of the
-    steps.
+def guessing(accuracy: float, classes: int, step: int, total: int) -> str:
+    """What is wrong if, after a tenth of the steps, little more than chance is right; or empty.
 
     Args:
-        loss: mean of the epoch so far. accuracy: of the last steps, in [0, 1].
+        accuracy: of the last steps, in [0, 1]; the limit is a tenth of the way from chance to 1.
     """
-    cause = f"scale {settings.scale}, margin {settings.margin}"
-    remedy = f"Likely causes: {cause}, or the learning rates. Try a smaller --scale or --margin."
-    if not math.isfinite(loss):
-        raise Diverged(f"The loss is {loss} at step {step + 1} of {total}. {remedy}")
-    if step >= max(total / 10, 20) and accuracy < 2 / classes:
-        reached = f"{accuracy:.1%} after {step + 1} of {total} steps"
-        raise Diverged(f"The training accuracy is {reached}: nothing is learnt. {remedy}")
+    chance = 1 / classes
+    if step < max(total / 10, 20) or accuracy >= chance + 0.1 * (1 - chance):
+        return ""
+    reached = f"{accuracy:.1%} after {step + 1} of {total} steps"
+    return f"The training accuracy is {reached}: nothing is learnt."
+
+
+def turned_away(theta: Tensor, warm_up: float) -> str:
+    """What is wrong if the embeddings have turned away from their own centres; or empty.
+
+    Args:
+        theta: mean angle to the own centre in each step so far, in degrees. warm_up: steps of it.
+    """
+    last = theta[max(0, len(theta) - AWAY_STEPS) :]
+    if len(theta) < warm_up + AWAY_STEPS or last.mean() <= 90:
+        return ""
+    steps = f"steps {len(theta) - AWAY_STEPS + 1} to {len(theta)}"
+    return (
+        f"The mean angle to the own centre is {last.mean():.0f}° in {steps}: "
+        "the embeddings turn away from their centres."
+    )

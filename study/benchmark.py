@@ -19,6 +19,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import redirect_stdout
 from dataclasses import replace
+from itertools import accumulate
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
@@ -439,8 +440,13 @@ def draw_accuracy(runs: Path) -> plt.Figure:
         path = runs / name / "run.json"
         if path.exists():
             history = records.load_json(path)["history"]
-            seconds = torch.tensor([epoch["seconds"] for epoch in history]).cumsum(0)
-            error = [100 * (1 - epoch["test_accuracy"]) for epoch in history]
+            times = accumulate(epoch["seconds"] for epoch in history)
+            tested = [
+                (time, 100 * (1 - epoch["test_accuracy"]))
+                for time, epoch in zip(times, history, strict=True)
+                if epoch["test_accuracy"] is not None
+            ]
+            seconds, error = zip(*tested, strict=True)
             line = "--" if name.endswith("best") else "-"
             style = {"color": colour, "marker": marker, "markersize": 4}
             text = f"{label}: {100 - error[-1]:.2f}%"

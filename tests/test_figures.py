@@ -32,7 +32,7 @@ def make_record(**changes) -> dict:
         "epochs": 6,
         "history": history,
         "test_accuracy": history[-1]["test_accuracy"],
-        "hyperparameters": {"hardest": 0.5, "full_epochs": 2},
+        "hyperparameters": {"hardest": 0.5, "full_epochs": [2, 2]},
     }
     return record | changes
 
@@ -131,7 +131,10 @@ def test_curves_hold_the_history(draw, name, unit):
 
 
 def test_without_hard_images_no_picture_speaks_of_them(draw):
-    for hyperparameters in ({"hardest": 1.0, "full_epochs": 2}, {"hardest": 0.5, "full_epochs": 3}):
+    for hyperparameters in (
+        {"hardest": 1.0, "full_epochs": [2, 2]},
+        {"hardest": 0.5, "full_epochs": [3, 3]},
+    ):
         for name in ("accuracy", "angles"):
             assert "hardest" not in texts(draw(name, hyperparameters=hyperparameters))
     assert "middle steps (hardest 50%)" in texts(draw("angles"))

@@ -33,7 +33,7 @@ torch.manual_seed(0)
 network = nn.Sequential(nn.Flatten(), nn.Linear(28 * 28, 16))
 head = ArcMarginProduct(16, 10, s=8.0, m=0.1)
 optimizer = torch.optim.SGD([*network.parameters(), *head.parameters()], lr=0.05, momentum=0.85)
-recipe = replace(arcface_mnist.DEFAULT, hardest=0.5, full_epochs=1)
+recipe = replace(arcface_mnist.DEFAULT, hardest=0.5, full_epochs=[1, 1])
 settings = Settings(dataset="synthetic", loss="arcface", scale=8.0, margin=0.1, embedding_size=16,
                     epochs=3, batch_size=60, seed=0, device="cpu", precision="float32", threads=1)
 data = synthetic.make("MNIST", train=600, test=200)

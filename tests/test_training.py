@@ -24,14 +24,15 @@ from tests.helpers import settings
 @pytest.mark.parametrize(
     ("epochs", "hardest", "full_epochs", "expected"),
     [
-        (8, 0.3, 2, [10, 10, 3, 3, 3, 3, 10, 10]),
-        (3, 0.5, 1, [10, 5, 10]),
-        (5, 0.01, 2, [10, 10, 1, 10, 10]),  # never an epoch without a step
-        (4, 0.3, 2, [10, 10, 10, 10]),
-        (3, 0.3, 2, [10, 10, 10]),
-        (1, 0.3, 2, [10]),
-        (3, 0.3, 0, [3, 3, 3]),
-        (3, 1.0, 1, [10, 10, 10]),
+        (8, 0.3, [2, 2], [10, 10, 3, 3, 3, 3, 10, 10]),
+        (3, 0.5, [1, 1], [10, 5, 10]),
+        (5, 0.01, [2, 2], [10, 10, 1, 10, 10]),  # never an epoch without a step
+        (4, 0.3, [2, 2], [10, 10, 10, 10]),
+        (3, 0.3, [2, 1], [10, 10, 10]),
+        (1, 0.3, [2, 2], [10]),
+        (3, 0.3, [0, 0], [3, 3, 3]),
+        (3, 1.0, [1, 1], [10, 10, 10]),
+        (5, 0.3, [2, 1], [10, 10, 3, 3, 10]),
     ],
 )
 def test_first_and_last_epochs_are_full_and_middle_ones_shorter(
@@ -112,7 +113,7 @@ def make_training(small_data, out, epochs=1, hardest=1.0, peaks=(0.5,), head=Non
     head = head or ArcMarginProduct(16, 10, s=8.0, m=0.1)
     groups = zip(head.parameters(), peaks, strict=True)
     optimizers = [torch.optim.SGD([parameter], lr=peak) for parameter, peak in groups]
-    recipe = replace(arcface_mnist.DEFAULT, hardest=hardest, full_epochs=2, warm_up=0.2)
+    recipe = replace(arcface_mnist.DEFAULT, hardest=hardest, full_epochs=[2, 2], warm_up=0.2)
     given = settings(epochs=epochs)
     return Training(network, head, optimizers, recipe, given, small_data["MNIST"], out, resume)
 

@@ -1,0 +1,192 @@
+"""How the settings of the default recipes were chosen: python -m study.tuning [mnist | cifar10]
+
+Every trial changes a few settings of another one, trains on the training images but the last 5,000,
+and is judged on those; the test set is not opened. Records are in figures/tuning/, a line for each
+run; none is computed twice, and an interrupted one is resumed. ``table`` writes the tables of
+figures/tuning/README.md from the records.
+"""
+
+import argparse
+import io
+import shutil
+import sys
+from contextlib import redirect_stdout
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+import arcface_cifar10
+import arcface_mnist
+from experiment import cli, data, errors, evaluation, machine, records
+from experiment.data import Data
+from experiment.recipe import Recipe, Settings
+from experiment.records import ROOT
+from experiment.training import Diverged
+from study.tables import fill_file, markdown, mean_ci
+from study.trials import START, TRIALS
+
+SCRIPTS = {"mnist": arcface_mnist, "cifar10": arcface_cifar10}
+HELD_OUT = 5000
+
+
+def recipe_of(dataset: str, name: str) -> Recipe:
+    """The recipe that a trial trains: that of the trial it changes, with its changes."""
+    if name == "start":
+        return START[dataset]
+    before, changes, _ = TRIALS[dataset][name]
+    return changed(recipe_of(dataset, before), changes)
+
+
+def changed(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
+    """The recipe with other values; of a field that is a dictionary only the named keys change."""
+    now = asdict(recipe)
+    return replace(
+        recipe,
+        **{
+            key: now[key] | value if isinstance(value, dict) else value
+            for key, value in changes.items()
+        },
+    )
+
+
+def run(dataset: str, name: str, seed: int, held_out: Data, folder: Path) -> dict[str, Any]:
+    """The record of a trial with a seed: from the disk, or from a training.
+
+    Raises Problem if a record or a checkpoint is damaged, or cannot be written.
+    """
+    path, recipe = folder / f"{dataset}.jsonl", recipe_of(dataset, name)
+    done = records.load_lines(path) if path.exists() else []
+    for record in done:
+        if (record["trial"], record["seed"]) == (name, seed):
+            return record
+    device = machine.choose_device("auto")
+    settings = Settings(
+        dataset=held_out.name,
+        loss="arcface",
+        scale=recipe.scale,
+        margin=recipe.default_margins["arcface"],
+        embedding_size=recipe.embedding_size,
+        epochs=recipe.epochs,
+        batch_size=recipe.batch_size,
+        seed=seed,
+        device=device.type,
+        precision=machine.choose_precision("auto", device),
+        threads=torch.get_num_threads(),
+        stop_if_diverged=False,
+    )
+    record = {"trial": name, "seed": seed, "held_out": HELD_OUT, "recipe": asdict(recipe)}
+    record |= {"device_name": machine.device_name(device), "precision": settings.precision}
+    record["versions"] = machine.versions()
+    checkpoints = folder / f".running-{dataset}-{name}-{seed}"
+    record |= judge(SCRIPTS[dataset], recipe, settings, held_out.to(device), checkpoints)
+    records.append_line(path, record)
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    print(summary(record), flush=True)
+    return record
+
+
+def judge(
+    script: ModuleType, recipe: Recipe, settings: Settings, source: Data, checkpoints: Path
+) -> dict[str, Any]:
+    """Train, and measure on the held-out images: accuracy, the same with test-time augmentation,
+    the loss with and without the margin, angles in degrees."""
+    try:
+        with redirect_stdout(io.StringIO()):
+            trained = script.train(recipe, settings, source, checkpoints, True)
+    except Diverged as problem:
+        return {"diverged": str(problem)}
+    network, head, precision = trained.network, trained.head, settings.precision
+    train, test = evaluation.embed_both(network, source, precision)
+    loss, accuracy = evaluation.loss_and_accuracy(head, *test)
+    with torch.no_grad():
+        plain = head(test[0])
+        found: dict[str, Any] = {"accuracy": accuracy, "accuracy_tta": None, "loss": loss}
+        found["plain_loss"] = torch.nn.functional.cross_entropy(plain, test[1]).item()
+        if recipe.views:
+            logits = evaluation.tta_logits(
+                network, head, source.test_images, precision, recipe.views, plain
+            )
+            found["accuracy_tta"] = evaluation.accuracy(logits, test[1])
+    angles = evaluation.angle_statistics(head.get_parameter("weight"), train, test)
+    found |= {"angles": angles, "train_seconds": trained.seconds, "diverged": trained.diverged}
+    return found
+
+
+def summary(record: dict[str, Any]) -> str:
+    """A finished run in one line."""
+    if "accuracy" not in record:
+        return f"{record['trial']}, seed {record['seed']}: {record['diverged']}"
+    tta = record["accuracy_tta"]
+    return (
+        f"{record['trial']}, seed {record['seed']}: {record['accuracy']:.2%}"
+        + (f", TTA {tta:.2%}" if tta else "")
+        + f", loss {record['loss']:.4f}, {record['train_seconds']:.0f} s"
+    )
+
+
+def table(dataset: str, folder: Path) -> str:
+    """The trials of a data set in Markdown, each with what it changed and what came of it."""
+    done = records.load_lines(folder / f"{dataset}.jsonl")
+    lines = []
+    for name in ["start", *TRIALS[dataset]]:
+        runs = [run for run in done if run["trial"] == name and "accuracy" in run]
+        if not runs:
+            continue
+        before, changes, _ = TRIALS[dataset].get(name, ("", {}, 0))
+        tta = [100 * run["accuracy_tta"] for run in runs if run["accuracy_tta"]]
+        lines.append(
+            [
+                name,
+                f"{before}: {written(changes)}" if changes else "",
+                str(len(runs)),
+                mean_ci([100 * run["accuracy"] for run in runs], 2),
+                mean_ci(tta, 2),
+                mean_ci([run["loss"] for run in runs], 4),
+                mean_ci([run["train_seconds"] for run in runs], 0),
+            ]
+        )
+    head = ["trial", "what it changes", "seeds", "accuracy, %", "with TTA, %", "loss", "seconds"]
+    return markdown(head, lines)
+
+
+def written(changes: dict[str, Any]) -> str:
+    """Changes in words: ``epochs 16, sizes [16, 20]``."""
+    flat: dict[str, Any] = {}
+    for key, value in changes.items():
+        flat |= value if isinstance(value, dict) else {key: value}
+    return ", ".join(f"{key} {value}" for key, value in flat.items())
+
+
+def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
+    """Run the trials that have no record yet. Returns the exit status.
+
+    Args:
+        root: the folder of figures/, where records are kept.
+    """
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("dataset", choices=(*SCRIPTS, "table"), help="or 'table': write the tables")
+    add("--data", type=cli.path, default=ROOT / "data", metavar="DIR", help="as in the scripts")
+    folder = root / "figures" / "tuning"
+
+    def work() -> None:
+        options = parser.parse_args(argv)
+        if options.dataset == "table":
+            fill_file(folder / "README.md", {name: table(name, folder) for name in SCRIPTS})
+            return
+        dataset = options.dataset
+        machine.keep_malloc_arenas()
+        source = data.load(START[dataset].dataset, options.data).for_validation(HELD_OUT)
+        for name, (_, _, seeds) in TRIALS[dataset].items():
+            for seed in range(seeds):
+                run(dataset, name, seed, source, folder)
+
+    return errors.exit_status(work, "The same command goes on from the last finished epoch.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
