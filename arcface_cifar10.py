@@ -102,6 +102,7 @@ DEFAULT = Recipe(
     muon={"momentum": 0.6, "weight_decay": 0, "ns_steps": 3},
     sgd={"momentum": 0.85, "nesterov": True},
     warm_up=0.1,
+    margin_warm_up=0.1,
     hardest=0.5,
     full_epochs=[2, 2],
     views=[[0, 0.25], [1, 0.125], [-1, 0.125]],
@@ -166,9 +167,7 @@ def train(recipe: Recipe, settings: Settings, data: Data, out: Path, resume: boo
 
     for epoch in training.epochs():  # after each one: evaluated, saved, printed
         for batch in training.batches(epoch):  # sets the learning rates
-            # The margin rises with them: from the first step, a large one can make all embeddings
-            # turn away from all centres (figures/study/collapse.png).
-            for key, value in margins(settings.loss, settings.margin, batch.warm_up).items():
+            for key, value in margins(settings.loss, settings.margin, batch.margin_share).items():
                 setattr(head, key, value)
             x = augment(batch, training.noise, **recipe.augmentation)
             training.measure(batch, *step(x, batch.label))

@@ -12,7 +12,9 @@ class Recipe:
     network, augmentation: keyword arguments of the script's ``Network`` and ``augment``.
     muon, sgd: keyword arguments of the two optimizers.
     learning_rates: the peaks. warm_up: the fraction of the steps in which the rates rise
-        linearly, and the margin with them; then the rates fall linearly to 0.
+        linearly; then they fall linearly to 0.
+    margin_warm_up: the fraction in which the margin rises linearly. Given whole from the first
+        step, a large one can turn all embeddings away from all centres (study/collapse.py).
     hardest: the fraction of the training images used in each middle epoch: those with the largest
         loss when last seen. full_epochs: how many epochs use all images at the start, and how
         many at the end.
@@ -28,6 +30,7 @@ class Recipe:
     muon: dict
     sgd: dict
     warm_up: float
+    margin_warm_up: float
     hardest: float
     full_epochs: list[int]
     views: list[list[float]]

@@ -65,7 +65,7 @@ class Batch:
 
     index (int64, N) numbers them among the training images. flip (bool, N): alternating flip,
     i.e. each image is mirrored every second time it is drawn. progress, in [0, 1): the fraction of
-    the training that is done; warm_up, in (0, 1], that of the warm-up.
+    the training that is done. margin_share, in (0, 1]: how much of the margin applies.
     """
 
     step: int
@@ -74,7 +74,7 @@ class Batch:
     label: Tensor
     flip: Tensor
     progress: float
-    warm_up: float
+    margin_share: float
 
 
 class Classifier(nn.Module):
@@ -186,14 +186,14 @@ class Training:
     def batches(self, epoch: int) -> Iterator[Batch]:
         """The batches of an epoch, each with the learning rates of its step set."""
         for step, batch in enumerate(self.chosen, start=self.first_steps[epoch]):
-            warm_up = (step + 1) / (self.recipe.warm_up * self.total + 1)
             factor = learning_rate(step, self.total, self.recipe.warm_up)
             for group in self._groups():
                 group["lr"] = group["peak"] * factor
             index = batch[self.rank :: self.world]
             images, label = self.data.train_images[index], self.data.train_labels[index]
             flip = (index + self.seen[index]) % 2 == 0
-            yield Batch(step, index, images, label, flip, step / self.total, min(1.0, warm_up))
+            share = margin_share(step, self.total, self.recipe.margin_warm_up)
+            yield Batch(step, index, images, label, flip, step / self.total, share)
 
     @torch.no_grad()
     def measure(self, batch: Batch, losses: Tensor, logits: Tensor, embeddings: Tensor) -> None:
@@ -363,6 +363,11 @@ def hardest_first(last_loss: Tensor, shuffled: Tensor, count: int) -> Tensor:
 def learning_rate(step: int, total: int, warm_up: float) -> float:
     """The factor on the learning rates at a step: a linear rise, then a linear fall to 0."""
     return min((step + 1) / (warm_up * total + 1), (total - step) / ((1 - warm_up) * total))
+
+
+def margin_share(step: int, total: int, warm_up: float) -> float:
+    """How much of the margin applies at a step: a linear rise to 1, which then stays."""
+    return min(1.0, (step + 1) / max(1.0, warm_up * total))
 
 
 def guessing(accuracy: float, classes: int, step: int, total: int) -> str:

@@ -17,6 +17,7 @@ START = {
         muon={"momentum": 0.6, "weight_decay": 0, "ns_steps": 3},
         sgd={"momentum": 0.85, "nesterov": True},
         warm_up=0.1,
+        margin_warm_up=0.1,
         hardest=0.3,
         full_epochs=[2, 2],
         views=[],
@@ -34,6 +35,7 @@ START = {
         muon={"momentum": 0.6, "weight_decay": 0, "ns_steps": 3},
         sgd={"momentum": 0.85, "nesterov": True},
         warm_up=0.1,
+        margin_warm_up=0.1,
         hardest=0.5,
         full_epochs=[2, 2],
         views=[[0, 0.25], [1, 0.125], [-1, 0.125]],
@@ -48,6 +50,7 @@ START = {
 TRIALS: dict[str, dict[str, tuple[str, dict[str, Any], int]]] = {
     "mnist": {},
     "cifar10": {
+        "start": ("", {}, 1),
         "three convolutions, to 28 px": (
             "start",
             {

@@ -34,10 +34,8 @@ HELD_OUT = 5000
 
 def recipe_of(dataset: str, name: str) -> Recipe:
     """The recipe that a trial trains: that of the trial it changes, with its changes."""
-    if name == "start":
-        return START[dataset]
     before, changes, _ = TRIALS[dataset][name]
-    return changed(recipe_of(dataset, before), changes)
+    return changed(recipe_of(dataset, before) if before else START[dataset], changes)
 
 
 def changed(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
@@ -131,11 +129,10 @@ def table(dataset: str, folder: Path) -> str:
     """The trials of a data set in Markdown, each with what it changed and what came of it."""
     done = records.load_lines(folder / f"{dataset}.jsonl")
     lines = []
-    for name in ["start", *TRIALS[dataset]]:
+    for name, (before, changes, _) in TRIALS[dataset].items():
         runs = [run for run in done if run["trial"] == name and "accuracy" in run]
         if not runs:
             continue
-        before, changes, _ = TRIALS[dataset].get(name, ("", {}, 0))
         tta = [100 * run["accuracy_tta"] for run in runs if run["accuracy_tta"]]
         lines.append(
             [
