@@ -52,21 +52,25 @@ def test_embeddings_in_bfloat16_are_returned_as_float32():
     assert torch.allclose(exact, rounded, atol=0.05)
 
 
+def cosines_by_hand(network, head, image):
+    embedding = by_hand(network, image)
+    return (F.normalize(embedding, dim=0) @ F.normalize(head.weight).T).detach()
+
+
 def test_tta_logits_are_the_weighted_sum_over_six_views():
     """Three moves, each with its mirror image, by an explicit loop over images and views."""
     torch.manual_seed(0)
     network, head, given = Small(), ArcMarginProduct(8, 10, s=6.0), images(5)
     views = [[0, 0.25], [1, 0.125], [-2, 0.125]]
-    found = evaluation.tta_logits(network, head, given, "float32", views)
+    plain = torch.stack([6 * cosines_by_hand(network, head, image) for image in given.numpy()])
+    found = evaluation.tta_logits(network, head, given, "float32", views, plain)
     for image, logits in zip(given.numpy(), found, strict=True):
         padded = np.pad(image, ((2, 2), (2, 2), (0, 0)), mode="reflect")
         expected = torch.zeros(10)
         for k, weight in views:
             moved = padded[2 - k : 8 - k, 2 - k : 8 - k]  # its pixels now k rows and columns later
             for view in (moved, moved[:, ::-1]):
-                embedding = by_hand(network, view)
-                cosines = F.normalize(embedding, dim=0) @ F.normalize(head.weight).T
-                expected += weight * 6.0 * cosines.detach()
+                expected += weight * 6.0 * cosines_by_hand(network, head, view)
         assert torch.allclose(logits, expected, atol=1e-4)
 
 

@@ -94,7 +94,14 @@ def evaluated(small_data):
     head = ArcMarginProduct(16, 10, s=8.0, m=0.1)
     history = [{"epoch": 1, "seconds": 3.0}]
     snapshots = torch.rand(3, 20, 2)
-    trained = Trained(network=network, head=head, history=history, snapshots=snapshots, seconds=3.0)
+    trained = Trained(
+        network=network,
+        head=head,
+        history=history,
+        snapshots=snapshots,
+        mean_theta=torch.rand(30),
+        seconds=3.0,
+    )
     task = run.Task(
         recipe=recipe,
         settings=settings(),
@@ -134,6 +141,7 @@ def test_the_arrays_describe_every_test_image(evaluated):
     assert arrays["theta_own"] == pytest.approx(own, abs=0.1)  # float16
     assert arrays["theta_other"] == pytest.approx(others.min(axis=1), abs=0.1)
     assert record["test_accuracy"] == (predicted == labels).mean()
+    assert arrays["mean_theta"] == pytest.approx(np.degrees(trained.mean_theta.numpy()), abs=0.1)
     assert arrays["snapshots"] == pytest.approx(np.degrees(trained.snapshots.numpy()), abs=0.1)
     assert np.linalg.norm(arrays["centres"].astype(float), axis=1) == pytest.approx(1, abs=2e-3)
 

@@ -41,7 +41,12 @@ class Recorder:
         history = [{"test_accuracy": 0.5}, {"test_accuracy": 0.75}]
         snapshots = torch.zeros(3, 1, 2)
         return Trained(
-            network=network, head=head, history=history, snapshots=snapshots, seconds=1.5
+            network=network,
+            head=head,
+            history=history,
+            snapshots=snapshots,
+            mean_theta=torch.zeros(3),
+            seconds=1.5,
         )
 
 

@@ -64,7 +64,12 @@ class NearestMean:
         history = [{"test_accuracy": right - 0.01 * away}]
         snapshots = torch.zeros(3, 1, 2)
         return Trained(
-            network=network, head=head, history=history, snapshots=snapshots, seconds=1.0
+            network=network,
+            head=head,
+            history=history,
+            snapshots=snapshots,
+            mean_theta=torch.zeros(3),
+            seconds=1.0,
         )
 
 

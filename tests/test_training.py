@@ -1,6 +1,7 @@
 """experiment/training.py: epochs, hard images, learning rates, mirroring and what is measured."""
 
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -64,21 +65,39 @@ def test_learning_rate_rises_and_falls_linearly():
     assert training.learning_rate(0, 10, 0.0) == 1
 
 
-def test_a_loss_that_is_not_finite_is_named():
-    given = settings(scale=64.0, margin=1.0)
-    for bad in (math.nan, math.inf):
-        with pytest.raises(training.Diverged, match=rf"The loss is {bad} at step 1 of 10\."):
-            training.raise_if_diverged(bad, 0.5, 10, 0, 10, given)
+def test_the_margin_rises_linearly_to_all_of_it():
+    """Ten steps, four of them with a rising margin."""
+    shares = [training.margin_share(step, 10, 0.4) for step in range(10)]
+    assert shares == pytest.approx([0.25, 0.5, 0.75, *[1.0] * 7])
+    for total in (1, 10):
+        assert training.margin_share(0, total, 0.0) == training.margin_share(0, total, 0.1) == 1
 
 
-def test_guessing_after_a_tenth_of_the_steps_is_named():
-    given = settings(scale=64.0, margin=1.0)
-    cases = [(1.0, 0.20, 10, 90, 100), (1.0, 0.0, 10, 19, 100), (1.0, 0.1, 10, 99, 1000)]
-    for loss, accuracy, classes, step, total in cases:
-        training.raise_if_diverged(loss, accuracy, classes, step, total, given)
-    message = r"accuracy is 19\.0% after 91 of 100 steps.*scale 64\.0, margin 1\.0.*--scale"
-    with pytest.raises(training.Diverged, match=message):
-        training.raise_if_diverged(1.0, 0.19, 10, 90, 100, given)
+@pytest.mark.parametrize(
+    ("accuracy", "classes", "step", "total", "wrong"),
+    [
+        (0.19, 10, 90, 100, False),  # the limit for ten classes
+        (0.18, 10, 90, 100, True),
+        (0.0, 10, 19, 100, False),  # the first twenty steps are not judged
+        (0.0, 10, 20, 100, True),
+        (0.1, 10, 99, 1000, False),  # nor is the first tenth
+        (0.56, 2, 50, 100, False),  # of two classes half are right by chance
+        (0.54, 2, 50, 100, True),
+    ],
+)
+def test_guessing_is_seen_after_a_tenth_of_the_steps(accuracy, classes, step, total, wrong):
+    found = training.guessing(accuracy, classes, step, total)
+    assert (f"{accuracy:.1%} after {step + 1} of {total} steps" in found) == wrong == bool(found)
+
+
+def test_embeddings_that_turn_away_from_their_centres_are_seen():
+    """A mean θ above 90° over fifty steps, all of them after the warm-up."""
+    theta = torch.cat([torch.full((60,), 85.0), torch.full((60,), 120.0)])
+    assert not training.turned_away(theta[:60], 10)
+    assert not training.turned_away(theta[:67], 10)  # 43 × 85 + 7 × 120 is 4495 = 50 × 89.9
+    assert "91° in steps 19 to 68" in training.turned_away(theta[:68], 10)
+    assert "120° in steps 71 to 120" in training.turned_away(theta, 70)
+    assert not training.turned_away(theta, 71)
 
 
 # --- network and head as one module ---------------------------------------------------------------
@@ -106,7 +125,9 @@ def test_classifier_of_plain_softmax_is_linear():
 # --- Training: 600 images, ten steps in a full epoch ----------------------------------------------
 
 
-def make_training(small_data, out, epochs=1, hardest=1.0, peaks=(0.5,), head=None, resume=False):
+def make_training(
+    small_data, out, epochs=1, hardest=1.0, peaks=(0.5,), head=None, resume=False, **changes
+):
     """A Training around one linear layer. Nothing trains it but the test's own loop."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Flatten(), nn.Linear(28 * 28, 16))
@@ -114,7 +135,7 @@ def make_training(small_data, out, epochs=1, hardest=1.0, peaks=(0.5,), head=Non
     groups = zip(head.parameters(), peaks, strict=True)
     optimizers = [torch.optim.SGD([parameter], lr=peak) for parameter, peak in groups]
     recipe = replace(arcface_mnist.DEFAULT, hardest=hardest, full_epochs=[2, 2], warm_up=0.2)
-    given = settings(epochs=epochs)
+    given = settings(epochs=epochs, **changes)
     return Training(network, head, optimizers, recipe, given, small_data["MNIST"], out, resume)
 
 
@@ -245,6 +266,50 @@ def test_the_test_figures_are_the_objective_and_the_plain_accuracy(small_data, t
     entry = made.history[0]
     assert entry["test_loss"] == pytest.approx(expected, rel=1e-4)
     assert entry["test_accuracy"] == pytest.approx(right)
+
+
+def test_the_test_set_is_evaluated_every_fourth_epoch_and_after_the_last(small_data, tmp_path):
+    made = make_training(small_data, tmp_path, epochs=6)
+    run(made, torch.rand(600))
+    for entry in made.history:
+        measured = entry["epoch"] in (4, 6)
+        assert (entry["test_loss"] is not None) == (entry["test_accuracy"] is not None) == measured
+
+
+def test_a_training_that_fails_is_stopped_or_noted(small_data, tmp_path):
+    """Every image's embedding is opposite to its centre: θ is 180°, and no answer is right."""
+
+    def fail(made: Training) -> None:
+        centres = made.classifier.head.weight.detach()
+        for epoch in made.epochs():
+            for batch in made.batches(epoch):
+                logits = torch.zeros(len(batch.label), 10)
+                made.measure(batch, torch.ones(60), logits, -centres[batch.label])
+
+    with pytest.raises(training.Diverged, match=r"accuracy is 0\.0% after 30 of 100.*margin 0\.1"):
+        fail(make_training(small_data, tmp_path, epochs=10))
+    shutil.rmtree(tmp_path)
+    made = make_training(small_data, tmp_path, epochs=10, stop_if_diverged=False)
+    fail(made)
+    result = made.result()
+    assert "nothing is learnt" in result.diverged and len(result.history) == 10
+    assert result.mean_theta.rad2deg() == pytest.approx(torch.full((100,), 180.0), abs=0.1)
+
+
+def test_the_mean_angle_of_each_step_is_kept(small_data, tmp_path):
+    """In epoch e all embeddings are at 10e° + 5° from their centres."""
+    made = make_training(small_data, tmp_path, epochs=3)
+    centres = F.normalize(made.classifier.head.weight.detach())
+    across = F.normalize(torch.randn(16) - centres * (centres @ torch.randn(16))[:, None])
+    across = F.normalize(across - centres * (across * centres).sum(dim=1, keepdim=True))
+    for epoch in made.epochs():
+        theta = math.radians(10 * epoch + 5)
+        for batch in made.batches(epoch):
+            u, v = centres[batch.label], across[batch.label]
+            x = 3 * (math.cos(theta) * u + math.sin(theta) * v)
+            made.measure(batch, torch.ones(60), F.one_hot(batch.label, 10).float(), x)
+    expected = torch.tensor([5.0, 15.0, 25.0]).repeat_interleave(10)
+    assert made.result().mean_theta.rad2deg() == pytest.approx(expected, abs=0.01)
 
 
 def test_a_loss_that_is_not_finite_ends_the_training_unsaved(small_data, tmp_path):
