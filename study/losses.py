@@ -25,13 +25,14 @@ from experiment.training import Trained
 from study import corruption, figures, paper, verification
 from study.runs import Setup, Study, Task
 
-# Shorter than the recipes of the scripts, every epoch of all images, and for CIFAR-10 with a
-# smaller network.
+# Shorter than the recipes of the scripts, every epoch of all images, the margin whole from the
+# first step, and for CIFAR-10 with a smaller network.
 MNIST = replace(
     arcface_mnist.DEFAULT,
     augmentation=arcface_mnist.DEFAULT.augmentation | {"full": 1.0},
     epochs=6,
     hardest=1.0,
+    margin_warm_up=0.0,
 )
 CIFAR10 = replace(
     arcface_cifar10.DEFAULT,
@@ -41,6 +42,7 @@ CIFAR10 = replace(
     epochs=12,
     batch_size=500,
     hardest=1.0,
+    margin_warm_up=0.0,
 )
 SETUPS = {
     "mnist": Setup(train=arcface_mnist.train, recipe=MNIST, seeds=5),

@@ -21,7 +21,14 @@ from experiment.training import Diverged, Trained
 # on, and the precision; returns what is added to the record.
 Measure = Callable[[Trained, Data, str], dict[str, Any]]
 
-SHORT = {"scale": "s", "margin": "m", "head_lr": "lr", "split": "split", "seed": "seed"}
+SHORT = {
+    "scale": "s",
+    "margin": "m",
+    "head_lr": "lr",
+    "margin_warm_up": "rise",
+    "split": "split",
+    "seed": "seed",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +50,8 @@ class Task:
     """One training.
 
     dataset: as in the names of files. head_lr: the peak learning rate of the last layer.
-    split: which classes are trained on; None for all. embedding_size: None for the recipe's.
+    split: which classes are trained on; None for all. embedding_size, margin_warm_up: None for
+    the recipe's.
     named_by: the fields that tell the tasks of a part and a loss apart.
     """
 
@@ -57,6 +65,7 @@ class Task:
     seed: int = 0
     split: int | None = None
     embedding_size: int | None = None
+    margin_warm_up: float | None = None
     named_by: tuple[str, ...] = ("split", "seed")
 
     @property
@@ -114,6 +123,8 @@ class Study:
         setup = self.setups[task.dataset]
         rates = {"head": task.head_lr, "linear head": task.head_lr}
         recipe = replace(setup.recipe, learning_rates=setup.recipe.learning_rates | rates)
+        if task.margin_warm_up is not None:
+            recipe = replace(recipe, margin_warm_up=task.margin_warm_up)
         settings = Settings(
             dataset=data.name,
             loss=task.loss,
@@ -126,6 +137,7 @@ class Study:
             device=self.device.type,
             precision=self.precision,
             threads=torch.get_num_threads(),
+            stop_if_diverged=False,
         )
         record = {key: value for key, value in asdict(task).items() if key != "named_by"}
         record |= {"dataset": data.name, "name": task.name}
@@ -136,6 +148,6 @@ class Study:
                 trained = setup.train(recipe, settings, data, self.checkpoints(task), True)
         except Diverged as problem:
             return record | {"collapsed": str(problem), "test_accuracy": None}
-        record["train_seconds"] = trained.seconds
+        record["train_seconds"], record["diverged"] = trained.seconds, trained.diverged
         record["test_accuracy"] = trained.history[-1]["test_accuracy"]
         return record | (measure(trained, data, self.precision) if measure else {})

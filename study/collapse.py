@@ -1,0 +1,134 @@
+"""Why ArcFace can collapse, and what prevents it: python -m study.collapse [--data DIR]
+
+Six classes of CIFAR-10, s = 12 and m = 0.3, with which two trainings of the comparison of losses
+ended with their embeddings opposite to their centres (figures/study/unseen-cifar10.jsonl). Here the
+beginning of these trainings is repeated over ten seeds, with the margin from the first step and
+with a margin that rises; other losses, margins and learning rates are the controls. Records go to
+figures/study/, and so does the picture, collapse.png; ``--figures-only`` draws it from the records
+alone.
+"""
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+import arcface_cifar10
+from experiment import cli, data, errors, machine, records
+from experiment.data import Data
+from experiment.figures import BLUE, ORANGE, STYLE, save
+from experiment.records import ROOT
+from experiment.training import Trained
+from study.losses import CIFAR10, classes_seen, measure_angles
+from study.runs import Setup, Study, Task
+
+# The first 72 of 720 steps were the warm-up. Of these trainings it is the beginning that matters:
+# 120 steps are made, with the same warm-up, of which the last 30 have larger images.
+SHORT = replace(
+    CIFAR10,
+    augmentation=CIFAR10.augmentation | {"sizes": [20, 20, 20, 28]},
+    epochs=2,
+    warm_up=0.6,
+    margin_warm_up=0.6,
+)
+SETUP = Setup(train=arcface_cifar10.train, recipe=SHORT, seeds=10)
+NAMED_BY = ("scale", "margin", "head_lr", "margin_warm_up", "seed")
+
+
+def tasks() -> list[Task]:
+    """The trainings: with and without the rise over all seeds, then the controls over three."""
+    base = Task(
+        part="collapse",
+        dataset="cifar10",
+        loss="arcface",
+        scale=12.0,
+        margin=0.3,
+        head_lr=0.25,
+        epochs=SHORT.epochs,
+        split=0,
+        margin_warm_up=0.0,
+        named_by=NAMED_BY,
+    )
+    rising = replace(base, margin_warm_up=SHORT.margin_warm_up)
+    controls = [
+        replace(base, margin=0.1),
+        replace(base, margin=0.2),
+        replace(base, loss="cosface"),
+        replace(base, head_lr=0.0625),
+        replace(base, head_lr=1.0),
+        replace(rising, margin=0.5),
+    ]
+    found = [replace(task, seed=seed) for seed in range(SETUP.seeds) for task in (base, rising)]
+    return found + [replace(task, seed=seed) for task in controls for seed in range(3)]
+
+
+def measure(trained: Trained, source: Data, precision: str) -> dict[str, Any]:
+    """The angles of Table 3, and the mean θ to the own centre of each step, in degrees."""
+    theta = [round(value, 1) for value in trained.mean_theta.rad2deg().tolist()]
+    return measure_angles(trained, source, precision) | {"mean_theta": theta}
+
+
+def draw(folder: Path) -> plt.Figure:
+    """θ to the own centre over the steps, a line for each seed."""
+    figure, axes = plt.subplots()
+    runs = records.load_lines(folder / "collapse-cifar10.jsonl")
+    for rise, colour, label in ((0.0, ORANGE, "m from the first step"), (0.6, BLUE, "m rises")):
+        chosen = [
+            run
+            for run in runs
+            if run["loss"] == "arcface"
+            and (run["margin"], run["head_lr"], run["margin_warm_up"]) == (0.3, 0.25, rise)
+        ]
+        for run in chosen:
+            steps = np.arange(1, len(run["mean_theta"]) + 1)
+            axes.plot(steps, run["mean_theta"], color=colour, linewidth=1)
+        axes.plot([], [], color=colour, label=f"{label} ({len(chosen)} seeds)")
+    axes.axvline(72, color="grey", linestyle=":", linewidth=1)
+    axes.annotate("end of the warm-up", (72, 3), xytext=(4, 0), textcoords="offset points")
+    axes.axhline(90, color="grey", linewidth=0.8)
+    axes.set(
+        xlabel="step",
+        ylabel="mean θ to the own centre in °",
+        ylim=(0, 180),
+        yticks=range(0, 181, 30),
+    )
+    axes.set(title="s = 12, m = 0.3, six classes: a margin given whole can turn embeddings away")
+    axes.legend(loc="upper left")
+    return figure
+
+
+def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
+    """Run what has no record yet, then draw. Returns the exit status.
+
+    Args:
+        root: the folder of figures/, where records are kept and the picture goes.
+    """
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--data", type=cli.path, default=ROOT / "data", metavar="DIR", help="as in the scripts")
+    add("--figures-only", action="store_true", help="the picture from the records on disk")
+    folder = root / "figures" / "study"
+
+    def work() -> None:
+        options = parser.parse_args(argv)
+        if not options.figures_only:
+            machine.keep_malloc_arenas()
+            source = data.load("CIFAR-10", options.data)
+            study = Study(folder, {"cifar10": SETUP}, {"cifar10": source}, len(tasks()))
+            seen = source.select_classes(classes_seen(0))
+            for task in tasks():
+                study.run(task, seen, measure)
+            study.bar.close()
+        with plt.rc_context(STYLE):
+            save(draw(folder), folder / "collapse.png")
+
+    return errors.exit_status(work, "The same command goes on from here.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
