@@ -1,9 +1,10 @@
-"""Speed and memory, measured: python -m study.benchmark [head | step | all | figures]
+"""Speed and memory, measured: python -m study.benchmark [head | step | yardstick | all | figures]
 
 ``head``: one forward and backward pass of the loss over C classes, beside the floor and beside
 pytorch-metric-learning (in tests/requirements.txt). ``step``: one training step of CIFAR-10's
-default recipe beside a plain PyTorch loop, and where its time goes. Peak memory is that of a
-process of its own. The methods take turns, and tables give medians, because machines are noisy.
+default recipe beside a plain PyTorch loop, and where its time goes. ``yardstick``: whole trainings
+by the default recipes beside the steps of published ones (study/yardstick.py). Peak memory is that
+of a process of its own. The methods take turns, and tables give medians: machines are noisy.
 Records, pictures and the tables of figures/benchmarks/README.md and of
 the README are written at the end; ``figures`` writes them from the records alone.
 """
@@ -19,6 +20,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import redirect_stdout
 from dataclasses import replace
+from functools import partial
 from itertools import accumulate
 from multiprocessing import get_context
 from pathlib import Path
@@ -45,8 +47,10 @@ from experiment.layers import Conv, Residual
 from experiment.recipe import Settings
 from experiment.records import ROOT
 from study.tables import fill_file, markdown, paired_ratio
+from study.yardstick import YARDSTICKS, compare
 
 N, D = 512, 512  # batch and embedding size of the head's benchmark, the paper's
+ROUNDS = {"head": 9, "step": 3, "yardstick": 3}
 CLASSES = (10, 1_000, 10_000, 100_000, 1_000_000)
 HEADS = {
     "floor": "floor",
@@ -362,6 +366,13 @@ def step(rounds: int) -> dict[str, Any]:
     return {"runs": runs, "profile": profiles, "precision": precision} | in_process(arithmetic)
 
 
+def yardstick(rounds: int, source: Path | None) -> dict[str, Any]:
+    """Whole trainings beside the published ones, each data set's."""
+    found = {name: compare(name, rounds, source, in_process) for name in YARDSTICKS}
+    precision = machine.choose_precision("auto", torch.device("cpu"))
+    return {"runs": found, "rounds": rounds, "precision": precision}
+
+
 # --- records to tables and pictures ---------------------------------------------------------------
 
 
@@ -399,6 +410,20 @@ def step_table(record: dict) -> str:
         shares.append(f"{rate / peak:.0%} of {peak:.2f} TFLOP/s")
     lines.append(["of the rate of a 4096 × 4096 matrix product", *shares])
     return markdown(["", *STEPS.values()], lines)
+
+
+def yardstick_table(record: dict) -> str:
+    """Seconds of our trainings and of the published ones, and the ratio: medians of the rounds."""
+    lines = []
+    for name, runs in record["runs"].items():
+        published = YARDSTICKS[name]
+        cells = [f"{median(runs[key]):,.0f} s" for key in ("ours", "yardstick")]
+        ratios = runs["ratio"]
+        spread = f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        about = f"{published.name}, {published.steps:,} steps"
+        lines.append([RUN_LABELS[name], cells[0], about, cells[1], spread])
+    head = ["", "our default recipe", "the published training", "its time here", "ratio"]
+    return markdown(head, lines)
 
 
 def draw_head(record: dict) -> plt.Figure:
@@ -472,8 +497,9 @@ def write(root: Path) -> None:
         Problem: a record or a table's place is missing, or a file cannot be written.
     """
     folder = root / "figures" / "benchmarks"
-    heads, steps = (records.load_json(folder / f"{name}.json") for name in ("head", "step"))
-    fill_file(folder / "README.md", {"head": head_table(heads), "step": step_table(steps)})
+    heads, steps, runs = (records.load_json(folder / f"{name}.json") for name in ROUNDS)
+    tables = {"head": head_table(heads), "step": step_table(steps)}
+    fill_file(folder / "README.md", tables | {"yardstick": yardstick_table(runs)})
     fill_file(root / "README.md", {"head": head_table(heads)})
     with plt.rc_context(STYLE):
         figures.save(draw_head(heads), folder / "head.png")
@@ -489,17 +515,21 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
     assert __doc__ is not None
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("what", nargs="?", choices=("head", "step", "all", "figures"), default="all")
-    kind = cli.integer(1, 1000)
-    add("--rounds", type=kind, default=9, metavar="N", help="turns of each method (default: 9)")
+    add("what", nargs="?", choices=(*ROUNDS, "all", "figures"), default="all")
+    usual = ", ".join(f"{value} for {part}" for part, value in ROUNDS.items())
+    add("--rounds", type=cli.integer(1, 1000), metavar="N", help=f"turns (default: {usual})")
+    add("--data", type=cli.path, metavar="DIR", help="as in the scripts; for yardstick")
 
     def work() -> None:
         options = parser.parse_args(argv)
         about = {"device_name": machine.device_name(torch.device("cpu"))}
-        for part in (head, step):
-            if options.what in (part.__name__, "all"):
-                record = about | {"versions": machine.versions()} | part(options.rounds)
-                records.save_json(root / f"figures/benchmarks/{part.__name__}.json", record)
+        parts: dict[str, Callable[[int], dict[str, Any]]]
+        parts = {"head": head, "step": step, "yardstick": partial(yardstick, source=options.data)}
+        for name, part in parts.items():
+            if options.what in (name, "all"):
+                found = part(options.rounds or ROUNDS[name])
+                record = about | {"versions": machine.versions()} | found
+                records.save_json(root / f"figures/benchmarks/{name}.json", record)
         write(root)
 
     return errors.exit_status(work)

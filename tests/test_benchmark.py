@@ -169,7 +169,8 @@ def test_a_measurement_is_a_process_of_its_own():
 
 def test_the_tables_are_those_of_the_records():
     text = (FOLDER / "README.md").read_text(encoding="utf-8")
-    for name, table in (("head", benchmark.head_table), ("step", benchmark.step_table)):
+    made = (benchmark.head_table, benchmark.step_table, benchmark.yardstick_table)
+    for name, table in zip(benchmark.ROUNDS, made, strict=True):
         record = records.load_json(FOLDER / f"{name}.json")
         assert tables.fill(text, name, table(record)) == text
         if name == "head":

@@ -1,0 +1,170 @@
+"""The yardsticks of the default recipes' speed: steps of published recipes, written anew.
+
+CIFAR-10: a training of the class of airbench94 with Muon, https://arxiv.org/abs/2404.00498 and
+https://github.com/KellerJordan/cifar10-airbench, which reaches 94% with 200 steps of 2,000 images
+of 32 px. MNIST: PyTorch's example, https://github.com/pytorch/examples/tree/main/mnist: 14 epochs
+of 938 steps. Accuracy is not measured here: only what a step of such a network costs.
+"""
+
+import io
+import time
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import arcface_cifar10
+import arcface_mnist
+from experiment import cli, machine, run
+from experiment.augment import shift_and_flip, to_float
+from experiment.layers import Conv
+
+SKIPPED = 2  # steps before those that are measured: they allocate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Yardstick:
+    """A published training.
+
+    steps: how many it makes. timed: how many of them are measured at a time.
+    make_step: returns a function that makes one step on random images.
+    """
+
+    name: str
+    script: ModuleType
+    steps: int
+    timed: int
+    make_step: Callable[[], Callable[[], None]]
+
+
+def cifar10_network() -> arcface_cifar10.Network:
+    """Whitening, three blocks of two convolutions, a linear layer to the ten classes."""
+    return arcface_cifar10.Network(10, [64, 256, 256], residual=False, bn_momentum=0.4)
+
+
+def cifar10_step() -> Callable[[], None]:
+    """A step of 2,000 images, with Muon and SGD."""
+    torch.manual_seed(0)
+    network = cifar10_network()
+    pixels = torch.randint(256, (2000, 32, 32, 3), dtype=torch.uint8)
+    label, flip = torch.randint(10, (2000,)), torch.rand(2000) < 0.5
+    network.set_whitening(pixels)
+    network.to(memory_format=torch.channels_last).train()
+    convolutions = [module for module in network.modules() if isinstance(module, Conv)]
+    filters = [conv.weight for conv in convolutions]
+    others = [p for p in network.parameters() if p.requires_grad and p not in set(filters)]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.Muon(filters, lr=0.24, momentum=0.6, weight_decay=0, ns_steps=3),
+        torch.optim.SGD(others, lr=0.1, momentum=0.85, nesterov=True),
+    ]
+    precision = machine.choose_precision("auto", torch.device("cpu"))
+    noise = torch.Generator().manual_seed(0)
+
+    def step() -> None:
+        x = to_float(shift_and_flip(pixels, 2, flip, noise))
+        with machine.autocast(torch.device("cpu"), precision):
+            logits = network(x)
+        F.cross_entropy(logits.float(), label, label_smoothing=0.2).backward()
+        for conv in convolutions:
+            conv.renormalise()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return step
+
+
+def mnist_network() -> nn.Module:
+    """Two convolutions and two linear layers, with dropout."""
+    return nn.Sequential(
+        *(nn.Conv2d(1, 32, 3), nn.ReLU(), nn.Conv2d(32, 64, 3), nn.ReLU()),
+        *(nn.MaxPool2d(2), nn.Dropout(0.25), nn.Flatten()),
+        *(nn.Linear(9216, 128), nn.ReLU(), nn.Dropout(0.5), nn.Linear(128, 10)),
+    )
+
+
+def mnist_step() -> Callable[[], None]:
+    """A step of 64 images, with Adadelta in float32."""
+    torch.manual_seed(0)
+    network = mnist_network()
+    x, label = torch.rand(64, 1, 28, 28), torch.randint(10, (64,))
+    optimizer = torch.optim.Adadelta(network.parameters(), lr=1.0)
+
+    def step() -> None:
+        F.cross_entropy(network(x), label).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+YARDSTICKS = {
+    "mnist": Yardstick(
+        name="PyTorch's example",
+        script=arcface_mnist,
+        steps=14 * 938,
+        timed=300,
+        make_step=mnist_step,
+    ),
+    "cifar10": Yardstick(
+        name="airbench94 with Muon",
+        script=arcface_cifar10,
+        steps=200,
+        timed=6,
+        make_step=cifar10_step,
+    ),
+}
+
+
+def yardstick_seconds(name: str, timed: int) -> float:
+    """Seconds of a whole published training: the median of so many steps, times their number."""
+    machine.keep_malloc_arenas()
+    step = YARDSTICKS[name].make_step()
+    seconds = []
+    for _ in range(SKIPPED + timed):
+        began = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - began)
+    return YARDSTICKS[name].steps * median(seconds[SKIPPED:])
+
+
+def training_seconds(name: str, source: Path | None, seed: int) -> float:
+    """Seconds of a whole training of our own, as its record would say: ``train_seconds``."""
+    script = YARDSTICKS[name].script
+    options = cli.parse(script.RECIPES, script.__doc__ or "", ["--seed", str(seed)])
+    with TemporaryDirectory() as scratch, redirect_stdout(io.StringIO()):
+        options.data, options.out = source, Path(scratch)
+        task = run.start(script.DEFAULT, options)
+        return script.train(task.recipe, task.settings, task.data, task.out, False).seconds
+
+
+def compare(
+    name: str, rounds: int, source: Path | None, call: Callable[..., Any]
+) -> dict[str, list[float]]:
+    """Seconds of yardstick and training by turns: a training, and the steps before and after it.
+
+    Args:
+        call: calls a function with arguments in a process of its own.
+
+    Returns:
+        ours, yardstick (the mean of before and after), and ratio, a value for each round.
+    """
+    timed = YARDSTICKS[name].timed
+    before = call(yardstick_seconds, name, timed)
+    found: dict[str, list[float]] = {"ours": [], "yardstick": [], "ratio": []}
+    for seed in range(rounds):
+        ours = call(training_seconds, name, source, seed)
+        after = call(yardstick_seconds, name, timed)
+        both = (before + after) / 2
+        for key, value in (("ours", ours), ("yardstick", both), ("ratio", ours / both)):
+            found[key].append(value)
+        before = after
+    return found
