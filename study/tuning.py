@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import arcface_cifar10
 import arcface_mnist
@@ -24,11 +25,12 @@ from experiment import cli, data, errors, evaluation, machine, records
 from experiment.data import Data
 from experiment.recipe import Recipe, Settings
 from experiment.records import ROOT
-from experiment.training import Diverged
+from experiment.training import Diverged, epoch_lengths
 from study.tables import fill_file, markdown, mean_ci
 from study.trials import START, TRIALS
 
 SCRIPTS = {"mnist": arcface_mnist, "cifar10": arcface_cifar10}
+IMAGES = {"mnist": 60_000, "cifar10": 50_000}  # to train on, when a recipe has been chosen
 HELD_OUT = 5000
 
 
@@ -113,6 +115,26 @@ def judge(
     return found
 
 
+def operations(recipe: Recipe, size: int) -> int:
+    """Of forward and backward pass of a recipe's network on one image of size × size pixels,
+    multiplications and additions counted apart."""
+    script = SCRIPTS["mnist" if recipe.dataset == "MNIST" else "cifar10"]
+    network = script.Network(recipe.embedding_size, **recipe.network)
+    channels = 1 if recipe.dataset == "MNIST" else 3
+    with FlopCounterMode(display=False) as counter:
+        network(torch.rand(1, channels, size, size)).sum().backward()
+    return counter.get_total_flops()
+
+
+def arithmetic(recipe: Recipe, images: int) -> float:
+    """Operations, in 10¹⁵, of a training by a recipe on so many images."""
+    steps = images // recipe.batch_size
+    lengths = epoch_lengths(recipe.epochs, steps, recipe.hardest, recipe.full_epochs)
+    sizes = recipe.augmentation.get("sizes", [28])  # each has an equal part of the steps
+    mean = sum(operations(recipe, size) for size in sizes) / len(sizes)
+    return sum(lengths) * recipe.batch_size * mean / 1e15
+
+
 def summary(record: dict[str, Any]) -> str:
     """A finished run in one line."""
     if "accuracy" not in record:
@@ -121,7 +143,7 @@ def summary(record: dict[str, Any]) -> str:
     return (
         f"{record['trial']}, seed {record['seed']}: {record['accuracy']:.2%}"
         + (f", TTA {tta:.2%}" if tta else "")
-        + f", loss {record['loss']:.4f}, {record['train_seconds']:.0f} s"
+        + f", loss {record['plain_loss']:.4f}, {record['train_seconds']:.0f} s"
     )
 
 
@@ -137,15 +159,18 @@ def table(dataset: str, folder: Path) -> str:
         lines.append(
             [
                 name,
-                f"{before}: {written(changes)}" if changes else "",
+                ": ".join(text for text in (before, written(changes)) if text),
                 str(len(runs)),
                 mean_ci([100 * run["accuracy"] for run in runs], 2),
                 mean_ci(tta, 2),
-                mean_ci([run["loss"] for run in runs], 4),
-                mean_ci([run["train_seconds"] for run in runs], 0),
+                mean_ci([run["plain_loss"] for run in runs], 4),
+                mean_ci([run["angles"]["intra_test"] for run in runs], 1),
+                mean_ci([run["angles"]["inter_test"] for run in runs], 1),
+                f"{arithmetic(recipe_of(dataset, name), IMAGES[dataset]):.3f}",
             ]
         )
-    head = ["trial", "what it changes", "seeds", "accuracy, %", "with TTA, %", "loss", "seconds"]
+    head = ["trial", "what it changes", "seeds", "accuracy, %", "with TTA, %"]
+    head += ["loss without m", "Intra, °", "Inter, °", "10¹⁵ operations"]
     return markdown(head, lines)
 
 
