@@ -246,6 +246,7 @@ class Training:
 
     @property
     def remedy(self) -> str:
+        """What may have made a training fail, and what to do."""
         cause = f"scale {self.settings.scale}, margin {self.settings.margin}"
         return f"Likely causes: {cause}, or the learning rates. Try a smaller --scale or --margin."
 

@@ -116,14 +116,14 @@ def judge(
 
 
 def operations(recipe: Recipe, size: int) -> int:
-    """Of forward and backward pass of a recipe's network on one image of size × size pixels,
+    """Of forward and backward pass of a recipe's network, on one image of size × size pixels,
     multiplications and additions counted apart."""
     script = SCRIPTS["mnist" if recipe.dataset == "MNIST" else "cifar10"]
     network = script.Network(recipe.embedding_size, **recipe.network)
     channels = 1 if recipe.dataset == "MNIST" else 3
     with FlopCounterMode(display=False) as counter:
-        network(torch.rand(1, channels, size, size)).sum().backward()
-    return counter.get_total_flops()
+        network(torch.rand(2, channels, size, size)).sum().backward()
+    return counter.get_total_flops() // 2
 
 
 def arithmetic(recipe: Recipe, images: int) -> float:

@@ -31,10 +31,19 @@ def test_each_loss_has_the_margin_of_its_paper(loss, margin, expected):
 
 def test_every_loss_but_softmax_has_margins():
     for loss in recipe.LOSSES:
-        if loss != "softmax":
-            ArcMarginProduct(2, 2, **recipe.margins(loss, 1.0))
+        assert bool(recipe.margins(loss, 1.0)) == (loss != "softmax")
+        ArcMarginProduct(2, 2, **recipe.margins(loss, 1.0))
     with pytest.raises(KeyError):
-        recipe.margins("softmax", None)
+        recipe.margins("centre loss", None)
+
+
+@pytest.mark.parametrize("loss", recipe.LOSSES)
+def test_a_margin_rises_from_none(loss):
+    """At a share of 0 every loss is normalised softmax, and half-way each number is."""
+    none = {"m": 0.0, "m1": 1.0, "m3": 0.0}
+    start, half, whole = (recipe.margins(loss, 1.2, share) for share in (0.0, 0.5, 1.0))
+    assert start == {key: none[key] for key in start}
+    assert half == {key: pytest.approx((none[key] + whole[key]) / 2) for key in start}
 
 
 def test_what_no_option_changes_is_plain_data(script):

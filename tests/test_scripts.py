@@ -23,7 +23,7 @@ def make_batch(images, progress=0.0, flip=None):
     """A batch of unlabelled images, none of them mirrored unless flip says so."""
     n = len(images)
     flip = torch.zeros(n, dtype=torch.bool) if flip is None else flip
-    return Batch(0, torch.arange(n), images, torch.zeros(n, dtype=torch.int64), flip, progress)
+    return Batch(0, torch.arange(n), images, torch.zeros(n, dtype=torch.int64), flip, progress, 1.0)
 
 
 def seeded(seed=0):
