@@ -333,7 +333,7 @@ MARGINS += [{"m": 0.3, "easy_margin": True}, {"m": 0.0}]
 
 @pytest.mark.parametrize("path", ["forward", "plain", "loss", "none"])
 @pytest.mark.parametrize("scale", [1.0, -1.0, 3.0, -1e-3])
-@pytest.mark.parametrize("d", [1, 2, 3, 8, 16])
+@pytest.mark.parametrize("d", [1, 2, 3, 8, pytest.param(16, marks=pytest.mark.slow)])
 def test_gradcheck_along_the_axes(d, scale, path):
     torch.manual_seed(d)
     x = (scale * torch.eye(d, dtype=torch.float64)).requires_grad_()

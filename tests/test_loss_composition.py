@@ -54,6 +54,7 @@ def close(found, expected, rtol=1e-5, atol=1e-6):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", PATHS)
 def test_compiled_whole_with_changing_batches(path):
     """One graph for N = 1, and one recompilation for all the other batch sizes."""
@@ -285,6 +286,12 @@ def start(rank, world, port):
     torch.set_num_threads(1)
 
 
+def finish():
+    """Leave together: a process that is gone can abort the other one's."""
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
 def data_parallel(rank, world, port, path, out):
     start(rank, world, port)
     torch.manual_seed(0)
@@ -294,7 +301,7 @@ def data_parallel(rank, world, port, path, out):
     wrapped(x[rank::world], label[rank::world]).backward()
     if rank == 0:
         torch.save([p.grad for p in net.parameters()], out)
-    torch.distributed.destroy_process_group()
+    finish()
 
 
 def fully_sharded(rank, world, port, path, out):
@@ -312,7 +319,7 @@ def fully_sharded(rank, world, port, path, out):
     grads = [p.grad.full_tensor() for p in net.parameters()]
     if rank == 0:
         torch.save(grads, out)
-    torch.distributed.destroy_process_group()
+    finish()
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from PIL import Image
 import arcface_cifar10
 from experiment import synthetic
 from experiment.records import ROOT
+from tests.helpers import tiny
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -22,10 +23,10 @@ def test_the_samples_of_the_loss_run(sample, capsys):
     assert "angle" in sample or (names["prediction"].shape == (8,) and names["loss"].item() > 0)
 
 
-@pytest.mark.slow
-def test_the_sample_of_the_model_prints_the_name_of_a_class(tmp_path, monkeypatch, capsys):
+def test_the_sample_of_the_model_prints_the_name_of_a_class(tmp_path, small, monkeypatch, capsys):
     """It gets a picture with a fourth channel, and a model of the stand-in."""
-    arguments = ["--data", "synthetic", "--epochs", "1", "--batch-size", "500"]
+    monkeypatch.setitem(arcface_cifar10.RECIPES, "default", tiny(arcface_cifar10, views=[]))
+    arguments = ["--data", "synthetic", "--epochs", "1", "--batch-size", "60"]
     out = tmp_path / "figures" / "cifar10"
     assert arcface_cifar10.main([*arguments, "--device", "cpu", "--out", str(out)]) == 0
     Image.new("RGBA", (32, 32), (200, 30, 30, 128)).save(tmp_path / "cat.png")

@@ -86,7 +86,9 @@ def cut(runs, tmp_path, small):
     return tmp_path
 
 
-@pytest.mark.parametrize("call", [STEPS + 1, 2 * STEPS, 2 * STEPS + 3])
+@pytest.mark.parametrize(
+    "call", [STEPS + 1, *(pytest.param(2 * STEPS + k, marks=pytest.mark.slow) for k in (0, 3))]
+)
 def test_an_interrupted_run_ends_as_the_whole_one(runs, call, tmp_path, small, capsys):
     """At the first step of an epoch, at its last one, in the middle, and twice."""
     interrupt(tmp_path, call)
@@ -183,6 +185,7 @@ def test_a_record_alone_is_not_a_finished_run(finished, damage, capsys):
     assert "Nothing to resume" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_that_ended_while_it_drew_goes_on_there(runs, tmp_path, small, monkeypatch):
     def interrupted(folder):
         raise KeyboardInterrupt

@@ -269,7 +269,10 @@ def test_the_class_centres_begin_with_length_one(script, small_data, tmp_path):
     assert torch.allclose(trained.head.weight.norm(dim=1), torch.ones(10), atol=1e-6)
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize(
+    "loss",
+    ["arcface", *(pytest.param(k, marks=pytest.mark.slow) for k in LOSSES if k != "arcface")],
+)
 def test_every_loss_trains(small_data, tmp_path, loss):
     """With its default margin: from 10% by chance to 60% in four short epochs."""
     recipe, margin = arcface_mnist.DEFAULT, arcface_mnist.DEFAULT.default_margins.get(loss)

@@ -144,6 +144,7 @@ def test_each_seed_is_trained_once(script, tmp_path):
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
 
 
+@pytest.mark.slow
 def test_a_seed_is_the_script_s_own_run(script, tmp_path):
     found = run_seeds(script, 2, tmp_path / "seeds")
     words = ["--device", "cpu", "--seed", "1"]
