@@ -48,7 +48,19 @@ START = {
 }
 
 TRIALS: dict[str, dict[str, tuple[str, dict[str, Any], int]]] = {
-    "mnist": {},
+    "mnist": {
+        "start": ("", {}, 2),
+        "m = 0": ("start", {"default_margins": {"arcface": 0.0}}, 2),
+        "m = 0.2": ("start", {"default_margins": {"arcface": 0.2}}, 2),
+        "m = 0.3": ("start", {"default_margins": {"arcface": 0.3}}, 2),
+        "m = 0.5": ("start", {"default_margins": {"arcface": 0.5}}, 2),
+        "s = 4": ("start", {"scale": 4.0}, 2),
+        "s = 16": ("start", {"scale": 16.0}, 2),
+        "all images": ("start", {"hardest": 1.0, "epochs": 9}, 2),
+        "hardest half": ("start", {"hardest": 0.5, "epochs": 14}, 2),
+        "hardest fifth": ("start", {"hardest": 0.2, "epochs": 28}, 2),
+        "no fading": ("start", {"augmentation": {"full": 1.0}}, 2),
+    },
     "cifar10": {
         "start": ("", {}, 1),
         "three convolutions, to 28 px": (

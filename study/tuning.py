@@ -1,9 +1,9 @@
 """How the settings of the default recipes were chosen: python -m study.tuning [mnist | cifar10]
 
-Every trial changes a few settings of another one, trains on the training images but the last 5,000,
-and is judged on those; the test set is not opened. Records are in figures/tuning/, a line for each
-run; none is computed twice, and an interrupted one is resumed. ``table`` writes the tables of
-figures/tuning/README.md from the records.
+Every trial changes a few settings of another one, trains on the training images but the last
+10,000 (MNIST) or 5,000 (CIFAR-10), and is judged on those; the test images are not looked at.
+Records are in figures/tuning/, a line for each run; none is computed twice, and an interrupted one
+is resumed. ``table`` writes the tables of figures/tuning/README.md from the records.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from study.trials import START, TRIALS
 
 SCRIPTS = {"mnist": arcface_mnist, "cifar10": arcface_cifar10}
 IMAGES = {"mnist": 60_000, "cifar10": 50_000}  # to train on, when a recipe has been chosen
-HELD_OUT = 5000
+HELD_OUT = {"mnist": 10_000, "cifar10": 5_000}  # the last ones of the training images
 
 
 def recipe_of(dataset: str, name: str) -> Recipe:
@@ -77,7 +77,12 @@ def run(dataset: str, name: str, seed: int, held_out: Data, folder: Path) -> dic
         threads=torch.get_num_threads(),
         stop_if_diverged=False,
     )
-    record = {"trial": name, "seed": seed, "held_out": HELD_OUT, "recipe": asdict(recipe)}
+    record = {
+        "trial": name,
+        "seed": seed,
+        "held_out": len(held_out.test_labels),
+        "recipe": asdict(recipe),
+    }
     record |= {"device_name": machine.device_name(device), "precision": settings.precision}
     record["versions"] = machine.versions()
     checkpoints = folder / f".running-{dataset}-{name}-{seed}"
@@ -202,7 +207,7 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
             return
         dataset = options.dataset
         machine.keep_malloc_arenas()
-        source = data.load(START[dataset].dataset, options.data).for_validation(HELD_OUT)
+        source = data.load(START[dataset].dataset, options.data).for_validation(HELD_OUT[dataset])
         for name, (_, _, seeds) in TRIALS[dataset].items():
             for seed in range(seeds):
                 run(dataset, name, seed, source, folder)
