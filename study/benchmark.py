@@ -10,7 +10,6 @@ the README are written at the end; ``figures`` writes them from the records alon
 """
 
 import argparse
-import io
 import math
 import resource
 import sys
@@ -18,14 +17,12 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import redirect_stdout
 from dataclasses import replace
 from functools import partial
 from itertools import accumulate
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -40,14 +37,12 @@ import arcface_cifar10
 from arcface_loss import ArcMarginProduct
 from experiment import cli, errors, figures, machine, records
 from experiment.augment import to_float
-from experiment.data import Data
 from experiment.errors import Problem
 from experiment.figures import BLUE, GREEN, GREY, ORANGE, STYLE
 from experiment.layers import Conv, Residual
-from experiment.recipe import Settings
 from experiment.records import ROOT
 from study.tables import fill_file, markdown, paired_ratio
-from study.yardstick import YARDSTICKS, compare
+from study.yardstick import YARDSTICKS, compare, float32_seconds, script_steps
 
 N, D = 512, 512  # batch and embedding size of the head's benchmark, the paper's
 ROUNDS = {"head": 9, "step": 3, "yardstick": 3}
@@ -160,37 +155,10 @@ def train_steps(method: str, steps: int, images: int = STEP_IMAGES) -> list[floa
         return plain_loop(pixels, label, steps)
     if method != "unkept":
         machine.keep_malloc_arenas()
-    return train_script(pixels, label, steps, "float32" if method == "recipe32" else "auto")
-
-
-def train_script(pixels: Tensor, label: Tensor, steps: int, precision: str) -> list[float]:
-    """Seconds of each step of arcface_cifar10.train: choice of images, augmentation, measurement
-    and learning rates are part of it.
-
-    An epoch has one step, so that the script's own clock, which stands still while the network is
-    evaluated and saved, gives the time of a step.
-    """
     recipe = arcface_cifar10.DEFAULT
     recipe = replace(recipe, augmentation=recipe.augmentation | {"sizes": [32]})
-    names = [str(k) for k in range(10)]
-    few = pixels[:10], label[:10]  # for the evaluation
-    settings = Settings(
-        dataset="random",
-        loss="arcface",
-        scale=recipe.scale,
-        margin=recipe.default_margins["arcface"],
-        embedding_size=recipe.embedding_size,
-        epochs=steps,
-        batch_size=len(pixels),
-        seed=0,
-        device="cpu",
-        precision=machine.choose_precision(precision, torch.device("cpu")),
-        threads=torch.get_num_threads(),
-    )
-    with TemporaryDirectory() as scratch, redirect_stdout(io.StringIO()):
-        source = Data("random", names, pixels, label, *few, checksums={})
-        trained = arcface_cifar10.train(recipe, settings, source, Path(scratch), False)
-    return [epoch["seconds"] for epoch in trained.history]
+    precision = "float32" if method == "recipe32" else "auto"
+    return script_steps(arcface_cifar10, recipe, pixels, label, steps, precision)
 
 
 def plain_loop(pixels: Tensor, label: Tensor, steps: int) -> list[float]:
@@ -369,8 +337,9 @@ def step(rounds: int) -> dict[str, Any]:
 def yardstick(rounds: int, source: Path | None) -> dict[str, Any]:
     """Whole trainings beside the published ones, each data set's."""
     found = {name: compare(name, rounds, source, in_process) for name in YARDSTICKS}
+    float32 = {name: in_process(float32_seconds, name) for name in YARDSTICKS}
     precision = machine.choose_precision("auto", torch.device("cpu"))
-    return {"runs": found, "rounds": rounds, "precision": precision}
+    return {"runs": found, "rounds": rounds, "precision": precision, "float32": float32}
 
 
 # --- records to tables and pictures ---------------------------------------------------------------
@@ -421,8 +390,10 @@ def yardstick_table(record: dict) -> str:
         ratios = runs["ratio"]
         spread = f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
         about = f"{published.name}, {published.steps:,} steps"
-        lines.append([RUN_LABELS[name], cells[0], about, cells[1], spread])
-    head = ["", "our default recipe", "the published training", "its time here", "ratio"]
+        slow = f"{record['float32'][name]:,.0f} s"
+        lines.append([RUN_LABELS[name], cells[0], slow, about, cells[1], spread])
+    head = ["", f"our default recipe, {record['precision']}", "in float32, extrapolated"]
+    head += ["the published training", "its time here", "ratio of our time to it"]
     return markdown(head, lines)
 
 

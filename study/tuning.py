@@ -28,9 +28,9 @@ from experiment.records import ROOT
 from experiment.training import Diverged, epoch_lengths
 from study.tables import fill_file, markdown, mean_ci
 from study.trials import START, TRIALS
+from study.yardstick import YARDSTICKS
 
 SCRIPTS = {"mnist": arcface_mnist, "cifar10": arcface_cifar10}
-IMAGES = {"mnist": 60_000, "cifar10": 50_000}  # to train on, when a recipe has been chosen
 HELD_OUT = {"mnist": 10_000, "cifar10": 5_000}  # the last ones of the training images
 
 
@@ -171,7 +171,7 @@ def table(dataset: str, folder: Path) -> str:
                 mean_ci([run["plain_loss"] for run in runs], 4),
                 mean_ci([run["angles"]["intra_test"] for run in runs], 1),
                 mean_ci([run["angles"]["inter_test"] for run in runs], 1),
-                f"{arithmetic(recipe_of(dataset, name), IMAGES[dataset]):.3f}",
+                f"{arithmetic(recipe_of(dataset, name), YARDSTICKS[dataset].images):.3f}",
             ]
         )
     head = ["trial", "what it changes", "seeds", "accuracy, %", "with TTA, %"]

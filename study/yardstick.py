@@ -10,7 +10,7 @@ import io
 import time
 from collections.abc import Callable
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -19,27 +19,33 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 import arcface_cifar10
 import arcface_mnist
 from experiment import cli, machine, run
 from experiment.augment import shift_and_flip, to_float
+from experiment.data import Data
 from experiment.layers import Conv
+from experiment.recipe import Recipe, Settings
+from experiment.training import epoch_lengths
 
 SKIPPED = 2  # steps before those that are measured: they allocate
 
 
 @dataclass(frozen=True, kw_only=True)
 class Yardstick:
-    """A published training.
+    """A published training, and our own of the same data set.
 
-    steps: how many it makes. timed: how many of them are measured at a time.
+    images, shape: how many training images there are, and their H × W × C.
+    steps: how many the published training makes. timed: how many of them are measured at a time.
     make_step: returns a function that makes one step on random images.
     """
 
     name: str
     script: ModuleType
+    images: int
+    shape: tuple[int, int, int]
     steps: int
     timed: int
     make_step: Callable[[], Callable[[], None]]
@@ -110,6 +116,8 @@ YARDSTICKS = {
     "mnist": Yardstick(
         name="PyTorch's example",
         script=arcface_mnist,
+        images=60_000,
+        shape=(28, 28, 1),
         steps=14 * 938,
         timed=300,
         make_step=mnist_step,
@@ -117,6 +125,8 @@ YARDSTICKS = {
     "cifar10": Yardstick(
         name="airbench94 with Muon",
         script=arcface_cifar10,
+        images=50_000,
+        shape=(32, 32, 3),
         steps=200,
         timed=6,
         make_step=cifar10_step,
@@ -144,6 +154,61 @@ def training_seconds(name: str, source: Path | None, seed: int) -> float:
         options.data, options.out = source, Path(scratch)
         task = run.start(script.DEFAULT, options)
         return script.train(task.recipe, task.settings, task.data, task.out, False).seconds
+
+
+def script_steps(
+    script: ModuleType, recipe: Recipe, pixels: Tensor, label: Tensor, steps: int, precision: str
+) -> list[float]:
+    """Seconds of each step of a script's train(), all of the given images in each: choice of
+    images, augmentation, measurement and learning rates are part of it.
+
+    An epoch has one step, so that the script's own clock, which stands still while the network is
+    evaluated and saved, gives the time of a step.
+
+    Args:
+        steps: 20 at the most where the images are random, as nothing can be learnt from them.
+    """
+    names = [str(k) for k in range(10)]
+    few = pixels[:10], label[:10]  # for the evaluation
+    settings = Settings(
+        dataset="random",
+        loss="arcface",
+        scale=recipe.scale,
+        margin=recipe.default_margins["arcface"],
+        embedding_size=recipe.embedding_size,
+        epochs=steps,
+        batch_size=len(pixels),
+        seed=0,
+        device="cpu",
+        precision=machine.choose_precision(precision, torch.device("cpu")),
+        threads=torch.get_num_threads(),
+    )
+    with TemporaryDirectory() as scratch, redirect_stdout(io.StringIO()):
+        source = Data("random", names, pixels, label, *few, checksums={})
+        trained = script.train(recipe, settings, source, Path(scratch), False)
+    return [epoch["seconds"] for epoch in trained.history]
+
+
+def float32_seconds(name: str, timed: int = 3) -> float:
+    """Seconds that a whole training of our own would take in float32, from a few steps with images
+    of each size, made with the default recipe."""
+    machine.keep_malloc_arenas()
+    torch.manual_seed(0)
+    script, images = YARDSTICKS[name].script, YARDSTICKS[name].images
+    recipe = script.DEFAULT
+    shape = recipe.batch_size, *YARDSTICKS[name].shape
+    pixels = torch.randint(256, shape, dtype=torch.uint8)
+    label = torch.randint(10, (len(pixels),))
+    sizes = recipe.augmentation.get("sizes", [None])  # each has an equal part of the steps
+    seconds = []
+    for size in sizes:
+        change = {"sizes": [size]} if size else {}
+        of_size = replace(recipe, augmentation=recipe.augmentation | change)
+        steps = script_steps(script, of_size, pixels, label, SKIPPED + timed, "float32")
+        seconds.append(median(steps[SKIPPED:]))
+    full = images // recipe.batch_size
+    lengths = epoch_lengths(recipe.epochs, full, recipe.hardest, recipe.full_epochs)
+    return sum(lengths) * sum(seconds) / len(sizes)
 
 
 def compare(

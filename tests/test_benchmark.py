@@ -75,7 +75,7 @@ def test_the_step_is_that_of_the_script(monkeypatch):
 def test_methods_differ_in_memory_and_precision(method, expected, monkeypatch):
     found = []
     monkeypatch.setattr(benchmark.machine, "keep_malloc_arenas", lambda: found.append("kept"))
-    monkeypatch.setattr(benchmark, "train_script", lambda *arguments: found.append(arguments[-1]))
+    monkeypatch.setattr(benchmark, "script_steps", lambda *arguments: found.append(arguments[-1]))
     monkeypatch.setattr(benchmark, "plain_loop", lambda *arguments: found.append("plain"))
     benchmark.train_steps(method, 1, images=1)
     assert found == expected

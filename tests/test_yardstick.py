@@ -25,6 +25,26 @@ def test_the_mnist_network_is_that_of_the_example():
     assert yardstick.YARDSTICKS["mnist"].steps == 14 * -(-60_000 // 64)
 
 
+def test_the_time_in_float32_is_that_of_the_steps_of_each_size(monkeypatch):
+    """The first two steps allocate, and a step of size × size pixels takes size seconds."""
+    precisions = set()
+
+    def steps(script, recipe, pixels, label, count, precision):
+        (size,) = recipe.augmentation["sizes"]
+        precisions.add(precision)
+        return [1000.0, 1000.0, *[float(size)] * (count - 2)]
+
+    monkeypatch.setattr(yardstick, "script_steps", steps)
+    monkeypatch.setattr(yardstick.machine, "keep_malloc_arenas", lambda: None)
+    recipe = yardstick.arcface_cifar10.DEFAULT
+    sizes = recipe.augmentation["sizes"]
+    whole = sum(recipe.full_epochs)
+    fewer = max(1, round(recipe.hardest * 25))
+    number = 25 * whole + fewer * (recipe.epochs - whole)
+    found = yardstick.float32_seconds("cifar10")
+    assert found == pytest.approx(number * sum(sizes) / len(sizes)) and precisions == {"float32"}
+
+
 @pytest.mark.slow
 def test_a_step_trains_every_weight(monkeypatch):
     made = []
