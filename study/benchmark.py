@@ -1,10 +1,11 @@
-"""Speed and memory, measured: python -m study.benchmark [head | step | yardstick | all | figures]
+"""Speed and memory, measured: python -m study.benchmark [head | step | float32 | all | figures]
 
 ``head``: one forward and backward pass of the loss over C classes, beside the floor and beside
 pytorch-metric-learning (in tests/requirements.txt). ``step``: one training step of CIFAR-10's
-default recipe beside a plain PyTorch loop, and where its time goes. ``yardstick``: whole trainings
-by the default recipes beside the steps of published ones (study/yardstick.py). Peak memory is that
-of a process of its own. The methods take turns, and tables give medians: machines are noisy.
+default recipe beside a plain PyTorch loop, and where its time goes. ``float32``: what the default
+recipes would take without bfloat16. Peak memory is that of a process of its own. The methods take
+turns, and tables give medians, because machines are noisy. Whole trainings are timed beside
+published ones by study/seeds.py.
 Records, pictures and the tables of figures/benchmarks/README.md and of
 the README are written at the end; ``figures`` writes them from the records alone.
 """
@@ -18,7 +19,6 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
-from functools import partial
 from itertools import accumulate
 from multiprocessing import get_context
 from pathlib import Path
@@ -41,11 +41,11 @@ from experiment.errors import Problem
 from experiment.figures import BLUE, GREEN, GREY, ORANGE, STYLE
 from experiment.layers import Conv, Residual
 from experiment.records import ROOT
-from study.tables import fill_file, markdown, paired_ratio
-from study.yardstick import YARDSTICKS, compare, float32_seconds, script_steps
+from study.tables import fill_file, markdown, mean_ci, paired_ratio
+from study.yardstick import YARDSTICKS, float32_seconds, script_steps
 
 N, D = 512, 512  # batch and embedding size of the head's benchmark, the paper's
-ROUNDS = {"head": 9, "step": 3, "yardstick": 3}
+ROUNDS = {"head": 9, "step": 3, "float32": 3}
 CLASSES = (10, 1_000, 10_000, 100_000, 1_000_000)
 HEADS = {
     "floor": "floor",
@@ -334,12 +334,9 @@ def step(rounds: int) -> dict[str, Any]:
     return {"runs": runs, "profile": profiles, "precision": precision} | in_process(arithmetic)
 
 
-def yardstick(rounds: int, source: Path | None) -> dict[str, Any]:
-    """Whole trainings beside the published ones, each data set's."""
-    found = {name: compare(name, rounds, source, in_process) for name in YARDSTICKS}
-    float32 = {name: in_process(float32_seconds, name) for name in YARDSTICKS}
-    precision = machine.choose_precision("auto", torch.device("cpu"))
-    return {"runs": found, "rounds": rounds, "precision": precision, "float32": float32}
+def float32(rounds: int) -> dict[str, Any]:
+    """Seconds of whole trainings in float32, extrapolated from so many steps of each image size."""
+    return {"seconds": {name: in_process(float32_seconds, name, rounds) for name in YARDSTICKS}}
 
 
 # --- records to tables and pictures ---------------------------------------------------------------
@@ -381,20 +378,20 @@ def step_table(record: dict) -> str:
     return markdown(["", *STEPS.values()], lines)
 
 
-def yardstick_table(record: dict) -> str:
-    """Seconds of our trainings and of the published ones, and the ratio: medians of the rounds."""
+def yardstick_table(root: Path, float32: dict) -> str:
+    """Seconds of our trainings, from the records of their seeds, and of the published ones."""
     lines = []
-    for name, runs in record["runs"].items():
-        published = YARDSTICKS[name]
-        cells = [f"{median(runs[key]):,.0f} s" for key in ("ours", "yardstick")]
-        ratios = runs["ratio"]
-        spread = f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-        about = f"{published.name}, {published.steps:,} steps"
-        slow = f"{record['float32'][name]:,.0f} s"
-        lines.append([RUN_LABELS[name], cells[0], slow, about, cells[1], spread])
-    head = ["", f"our default recipe, {record['precision']}", "in float32, extrapolated"]
-    head += ["the published training", "its time here", "ratio of our time to it"]
-    return markdown(head, lines)
+    for name, published in YARDSTICKS.items():
+        runs = records.load_json(root / "figures" / name / "seeds.json")
+        timed = [run for run in runs if "yardstick_seconds" in run]
+        theirs = [run["yardstick_seconds"] for run in timed]
+        ratios = [run["train_seconds"] / run["yardstick_seconds"] for run in timed]
+        line = [f"{RUN_LABELS[name]}, n = {len(runs)}"]
+        line += [f"{mean_ci([run['train_seconds'] for run in runs], 0)} s"]
+        line += [f"{published.name}, {published.steps:,} steps", f"{mean_ci(theirs, 0)} s"]
+        lines.append([*line, mean_ci(ratios, 2), f"{float32['seconds'][name]:,.0f} s"])
+    head = ["", "our default recipe", "the published training", "its time here"]
+    return markdown([*head, "ratio", "our recipe in float32"], lines)
 
 
 def draw_head(record: dict) -> plt.Figure:
@@ -468,9 +465,9 @@ def write(root: Path) -> None:
         Problem: a record or a table's place is missing, or a file cannot be written.
     """
     folder = root / "figures" / "benchmarks"
-    heads, steps, runs = (records.load_json(folder / f"{name}.json") for name in ROUNDS)
+    heads, steps, slow = (records.load_json(folder / f"{name}.json") for name in ROUNDS)
     tables = {"head": head_table(heads), "step": step_table(steps)}
-    fill_file(folder / "README.md", tables | {"yardstick": yardstick_table(runs)})
+    fill_file(folder / "README.md", tables | {"yardstick": yardstick_table(root, slow)})
     fill_file(root / "README.md", {"head": head_table(heads)})
     with plt.rc_context(STYLE):
         figures.save(draw_head(heads), folder / "head.png")
@@ -489,14 +486,12 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
     add("what", nargs="?", choices=(*ROUNDS, "all", "figures"), default="all")
     usual = ", ".join(f"{value} for {part}" for part, value in ROUNDS.items())
     add("--rounds", type=cli.integer(1, 1000), metavar="N", help=f"turns (default: {usual})")
-    add("--data", type=cli.path, metavar="DIR", help="as in the scripts; for yardstick")
 
     def work() -> None:
         options = parser.parse_args(argv)
         about = {"device_name": machine.device_name(torch.device("cpu"))}
-        parts: dict[str, Callable[[int], dict[str, Any]]]
-        parts = {"head": head, "step": step, "yardstick": partial(yardstick, source=options.data)}
-        for name, part in parts.items():
+        for part in (head, step, float32):
+            name = part.__name__
             if options.what in (name, "all"):
                 found = part(options.rounds or ROUNDS[name])
                 record = about | {"versions": machine.versions()} | found

@@ -3,12 +3,16 @@
 Seed 0 leaves its pictures and ``run.json`` in the folder of that name below figures/; every seed
 leaves its record, without the history, in ``seeds.json`` there. A seed that has a record is not run
 again, and an interrupted one is resumed. With ``--gpu`` there are no pictures, and the records go
-to ``gpu.json``. ``table`` in place of a recipe writes the README's table of results.
+to ``gpu.json``. Before and after each seed of a default recipe the steps of a published training
+are timed (study/yardstick.py): machines differ, and the ratio less so. ``table`` in place of a
+recipe writes the README's table of results.
 """
 
 import argparse
 import shutil
 import sys
+from collections.abc import Callable
+from functools import partial
 from itertools import product
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +25,7 @@ from experiment import cli, errors, records, run
 from experiment.errors import Problem
 from experiment.records import ROOT, Record
 from study.tables import fill_file, interval, markdown, mean_ci
+from study.yardstick import yardstick_seconds
 
 SCRIPTS = {"mnist": arcface_mnist, "cifar10": arcface_cifar10}
 DATASETS = tuple(SCRIPTS)
@@ -79,7 +84,13 @@ def headline(root: Path = ROOT) -> str:
 
 
 def run_seeds(
-    script: ModuleType, recipe: str, seeds: int, source: Path | None, folder: Path, device: str
+    script: ModuleType,
+    recipe: str,
+    seeds: int,
+    source: Path | None,
+    folder: Path,
+    device: str,
+    published: Callable[[], float] | None = None,
 ) -> None:
     """Run the seeds that have no record in ``folder`` yet.
 
@@ -88,6 +99,8 @@ def run_seeds(
     Args:
         script: one of SCRIPTS. recipe: "default" or "best". source: see the scripts' --data.
         device: "cpu", whose records are ``seeds.json``, or "cuda", whose records are ``gpu.json``.
+        published: times a published training, in seconds. A record gets the mean of before and
+            after as ``yardstick_seconds``.
 
     Raises:
         Problem: the data cannot be had or the device is not there, or a file cannot be written.
@@ -101,6 +114,7 @@ def run_seeds(
     if device == "cuda" and missing:
         train(script, [*words, "--epochs", str(WARM_UP_EPOCHS)], source, scratch)
         shutil.rmtree(scratch)
+    before = published() if published and missing else 0.0
     for seed in missing:
         pictures = seed == 0 and device == "cpu"
         out = folder if pictures else folder / f"seed-{seed}-{device}"
@@ -111,6 +125,9 @@ def run_seeds(
         else:
             record, _ = run.evaluate(task, trained)
         del record["history"]
+        if published:
+            after = published()
+            record["yardstick_seconds"], before = (before + after) / 2, after
         found = sorted([*found, record], key=lambda record: record["seed"])
         records.save_json(path, found)
         if not pictures:
@@ -163,7 +180,16 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
         dataset, _, recipe = options.recipe.partition("-")
         folder, device = root / "figures" / options.recipe, "cuda" if options.gpu else "cpu"
         script = SCRIPTS[dataset]
-        run_seeds(script, recipe or "default", options.seeds, options.data, folder, device)
+        timed = device == "cpu" and not recipe
+        run_seeds(
+            script,
+            recipe or "default",
+            options.seeds,
+            options.data,
+            folder,
+            device,
+            partial(yardstick_seconds, dataset) if timed else None,
+        )
         print(table(root))
 
     return errors.exit_status(work, "The same command goes on from the last finished epoch.")

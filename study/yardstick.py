@@ -3,7 +3,8 @@
 CIFAR-10: a training of the class of airbench94 with Muon, https://arxiv.org/abs/2404.00498 and
 https://github.com/KellerJordan/cifar10-airbench, which reaches 94% with 200 steps of 2,000 images
 of 32 px. MNIST: PyTorch's example, https://github.com/pytorch/examples/tree/main/mnist: 14 epochs
-of 938 steps. Accuracy is not measured here: only what a step of such a network costs.
+of 938 steps. Accuracy is not measured here, only what a step of such a network costs.
+study/seeds.py times them before and after each training of our own.
 """
 
 import io
@@ -15,7 +16,6 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 from types import ModuleType
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import arcface_cifar10
 import arcface_mnist
-from experiment import cli, machine, run
+from experiment import machine
 from experiment.augment import shift_and_flip, to_float
 from experiment.data import Data
 from experiment.layers import Conv
@@ -134,26 +134,16 @@ YARDSTICKS = {
 }
 
 
-def yardstick_seconds(name: str, timed: int) -> float:
-    """Seconds of a whole published training: the median of so many steps, times their number."""
+def yardstick_seconds(name: str) -> float:
+    """Seconds of a whole published training: the median of some steps, times the number of all."""
     machine.keep_malloc_arenas()
     step = YARDSTICKS[name].make_step()
     seconds = []
-    for _ in range(SKIPPED + timed):
+    for _ in range(SKIPPED + YARDSTICKS[name].timed):
         began = time.perf_counter()
         step()
         seconds.append(time.perf_counter() - began)
     return YARDSTICKS[name].steps * median(seconds[SKIPPED:])
-
-
-def training_seconds(name: str, source: Path | None, seed: int) -> float:
-    """Seconds of a whole training of our own, as its record would say: ``train_seconds``."""
-    script = YARDSTICKS[name].script
-    options = cli.parse(script.RECIPES, script.__doc__ or "", ["--seed", str(seed)])
-    with TemporaryDirectory() as scratch, redirect_stdout(io.StringIO()):
-        options.data, options.out = source, Path(scratch)
-        task = run.start(script.DEFAULT, options)
-        return script.train(task.recipe, task.settings, task.data, task.out, False).seconds
 
 
 def script_steps(
@@ -209,27 +199,3 @@ def float32_seconds(name: str, timed: int = 3) -> float:
     full = images // recipe.batch_size
     lengths = epoch_lengths(recipe.epochs, full, recipe.hardest, recipe.full_epochs)
     return sum(lengths) * sum(seconds) / len(sizes)
-
-
-def compare(
-    name: str, rounds: int, source: Path | None, call: Callable[..., Any]
-) -> dict[str, list[float]]:
-    """Seconds of yardstick and training by turns: a training, and the steps before and after it.
-
-    Args:
-        call: calls a function with arguments in a process of its own.
-
-    Returns:
-        ours, yardstick (the mean of before and after), and ratio, a value for each round.
-    """
-    timed = YARDSTICKS[name].timed
-    before = call(yardstick_seconds, name, timed)
-    found: dict[str, list[float]] = {"ours": [], "yardstick": [], "ratio": []}
-    for seed in range(rounds):
-        ours = call(training_seconds, name, source, seed)
-        after = call(yardstick_seconds, name, timed)
-        both = (before + after) / 2
-        for key, value in (("ours", ours), ("yardstick", both), ("ratio", ours / both)):
-            found[key].append(value)
-        before = after
-    return found

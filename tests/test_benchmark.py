@@ -169,8 +169,9 @@ def test_a_measurement_is_a_process_of_its_own():
 
 def test_the_tables_are_those_of_the_records():
     text = (FOLDER / "README.md").read_text(encoding="utf-8")
-    made = (benchmark.head_table, benchmark.step_table, benchmark.yardstick_table)
-    for name, table in zip(benchmark.ROUNDS, made, strict=True):
+    slow = records.load_json(FOLDER / "float32.json")
+    assert tables.fill(text, "yardstick", benchmark.yardstick_table(records.ROOT, slow)) == text
+    for name, table in (("head", benchmark.head_table), ("step", benchmark.step_table)):
         record = records.load_json(FOLDER / f"{name}.json")
         assert tables.fill(text, name, table(record)) == text
         if name == "head":
@@ -194,7 +195,12 @@ def test_figures_are_drawn_from_the_records_alone(tmp_path, capsys):
     (tmp_path / "README.md").write_text("<!-- head -->\n<!-- /head -->\n", encoding="utf-8")
     history = [{"seconds": 2.0, "test_accuracy": 0.9}]
     records.save_json(tmp_path / "figures/mnist/run.json", {"history": history})
+    for name in ("mnist", "cifar10"):
+        runs = [{"train_seconds": 90.0, "yardstick_seconds": 360.0}, {"train_seconds": 70.0}]
+        records.save_json(tmp_path / f"figures/{name}/seeds.json", runs)
     assert benchmark.main(["figures"], tmp_path) == 0
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert "| MNIST, n = 2 | 80 ± 127 s | PyTorch's example, 13,132 steps | 360 s | 0.25 |" in text
     assert {path.name for path in folder.glob("*.png")} == {"head.png", "accuracy.png"}
     front = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert benchmark.head_table(records.load_json(folder / "head.json")) in front

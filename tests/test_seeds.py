@@ -51,6 +51,7 @@ def test_the_scripts_state_what_the_records_say(name):
 def test_seed_0_is_the_run_in_the_pictures(name):
     first, runs = load(name, "run.json"), load(name)
     assert len(first.pop("history")) == first["epochs"]
+    runs[0].pop("yardstick_seconds", None)
     assert first == runs[0] and [run["seed"] for run in runs] == list(range(len(runs)))
     dataset = {"mnist": "MNIST", "cifar10": "CIFAR-10"}[name.removesuffix("-best")]
     assert {run["dataset"] for run in runs} == {dataset}
@@ -142,6 +143,15 @@ def test_each_seed_is_trained_once(script, tmp_path):
     shown = records.load_json(tmp_path / "run.json")
     assert len(shown.pop("history")) == 2 and shown == found[0]
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+
+
+def test_each_seed_is_timed_beside_a_published_training(script, tmp_path):
+    """Before and after it: 100, 200 and 400 seconds."""
+    times = iter([100.0, 200.0, 400.0])
+    seeds.run_seeds(script, "default", 2, None, tmp_path, "cpu", lambda: next(times))
+    found = records.load_json(tmp_path / "seeds.json")
+    assert [run["yardstick_seconds"] for run in found] == [150, 300]
+    assert "yardstick_seconds" not in records.load_json(tmp_path / "run.json")
 
 
 @pytest.mark.slow
