@@ -63,7 +63,7 @@ def tasks() -> list[Task]:
         replace(rising, margin=0.5),
     ]
     found = [replace(task, seed=seed) for seed in range(SETUP.seeds) for task in (base, rising)]
-    return found + [replace(task, seed=seed) for task in controls for seed in range(2)]
+    return found + [replace(task, seed=seed) for seed in range(2) for task in controls]
 
 
 def measure(trained: Trained, source: Data, precision: str) -> dict[str, Any]:
