@@ -81,6 +81,15 @@ TRIALS: dict[str, dict[str, tuple[str, dict[str, Any], int]]] = {
             },
             1,
         ),
+        "batches of 1,000": (
+            "two convolutions, to 32 px",
+            {
+                "batch_size": 1000,
+                "learning_rates": {"filters": 0.17, "others": 0.28, "head": 0.7},
+            },
+            1,
+        ),
+        "no change of light": ("batches of 1,000", {"augmentation": {"light": 0.0}}, 1),
         "two convolutions, to 28 px": (
             "two convolutions, to 32 px",
             {"augmentation": {"sizes": [16, 20, 24, 28]}, "epochs": 26},
