@@ -6,7 +6,6 @@ builds it with the author's name, and packs it with all files of the project int
 """
 
 import argparse
-import ast
 import datetime
 import hashlib
 import json
@@ -14,7 +13,6 @@ import os
 import re
 import subprocess
 import sys
-import textwrap
 import time
 import unicodedata
 import zipfile
@@ -29,11 +27,11 @@ try:
     from experiment import records
     from experiment.errors import Problem, exit_status
     from experiment.records import ROOT
-    from study import benchmark, seeds, tables
+    from report.contents import listings, numbers
 except ImportError as error:
     remedy = "python -m pip install -r report/requirements.txt"
     problem = f"{error.name} is not installed. Install what the report needs: {remedy}"
-    if re.match("experiment|study|arcface_", error.name or ""):
+    if re.match("experiment|study|arcface_|report", error.name or ""):
         problem = f"A file of the project is missing: {error}. Restore it."
     sys.exit(f"error: {problem}")
 
@@ -59,83 +57,6 @@ class Author(NamedTuple):
 
 
 # --- the report -----------------------------------------------------------------------------------
-
-
-def numbers() -> dict[str, Any]:
-    """Every number of the report, as it is printed there, from the records on disk.
-
-    Returns:
-        mnist, cifar10: of the default recipe's runs. tables: those of the README files, as lists of
-        rows.
-
-    Raises:
-        Problem: a record is missing or damaged.
-    """
-    try:
-        found: dict[str, Any] = {name: run_numbers(name) for name in seeds.DATASETS}
-        markdown = {"results": seeds.table(), **tables.study_tables(ROOT / "figures/study")}
-        for part, table in (("head", benchmark.head_table), ("step", benchmark.step_table)):
-            markdown[part] = table(records.load_json(ROOT / f"figures/benchmarks/{part}.json"))
-        return found | {"tables": {name: rows(table) for name, table in markdown.items()}}
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        what = f"{type(error).__name__}: {error}"
-        problem = f"A record below figures/ does not hold what the report prints ({what})."
-        raise Problem(f"{problem} Restore it, or make it again.") from error
-
-
-def run_numbers(name: str) -> dict[str, Any]:
-    """The numbers of a data set's default recipe: of seed 0, and means over all seeds."""
-    folder = ROOT / "figures" / name
-    first, runs = (records.load_json(folder / f"{file}.json") for file in ("run", "seeds"))
-    settings = ("scale", "margin", "epochs", "batch_size", "embedding_size", "precision")
-    tta = first["test_accuracy_tta"]
-    return {
-        **{key: first[key] for key in settings},
-        "device": first["device_name"],
-        "parameters": f"{first['parameters']:,}",
-        "run": f"{100 * first['test_accuracy']:.2f}",
-        "run_train": f"{100 * first['history'][-1]['train_accuracy']:.2f}",
-        "run_tta": None if tta is None else f"{100 * tta:.2f}",
-        "seeds": len(runs),
-        **seeds.means(runs),
-    }
-
-
-def rows(table: str) -> list[list[str]]:
-    """The cells of a table in Markdown, without its line of dashes and without emphasis."""
-    lines = [line.strip("|").split("|") for line in table.splitlines()]
-    cells = [[cell.strip().replace("*", "") for cell in line] for line in lines]
-    return [cells[0], *cells[2:]]
-
-
-def listings() -> dict[str, dict[str, str]]:
-    """The functions of the loss and of both scripts by file and name, methods as Class.method.
-
-    Each is whole, without its docstring and without the indentation of its first line.
-    """
-    found: dict[str, dict[str, str]] = {}
-    for path in (ROOT / f"arcface_{name}.py" for name in ("loss", "mnist", "cifar10")):
-        try:
-            source = path.read_text(encoding="utf-8")
-            tree = ast.parse(source)
-        except SyntaxError as error:
-            raise Problem(f"{path.name} is not Python ({error}). Restore it.") from error
-        functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
-        for owner in (node for node in tree.body if isinstance(node, ast.ClassDef)):
-            methods = [node for node in owner.body if isinstance(node, ast.FunctionDef)]
-            functions |= {f"{owner.name}.{node.name}": node for node in methods}
-        lines = source.splitlines()
-        found[path.name] = {name: listing(node, lines) for name, node in functions.items()}
-    return found
-
-
-def listing(function: ast.FunctionDef, lines: list[str]) -> str:
-    """The lines of a function, of those of its file, without its docstring."""
-    shown = range(function.lineno - 1, function.end_lineno or 0)
-    docstring = range(0)
-    if ast.get_docstring(function) is not None:
-        docstring = range(function.body[0].lineno - 1, function.body[0].end_lineno or 0)
-    return textwrap.dedent("\n".join(lines[i] for i in shown if i not in docstring))
 
 
 def check(author: Author, required: bool) -> None:

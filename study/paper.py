@@ -169,10 +169,11 @@ def fig5() -> plt.Figure:
 
 
 def geometry() -> plt.Figure:
-    """Left: the assignment's vectors. Right: where the margin is on the circle."""
-    figure, axes = plt.subplots(1, 2, figsize=(9.6, 4.2))
-    _draw_vectors(axes[0])
-    _draw_margin(axes[1])
+    """Left: the assignment's vectors. Right: which two angles ArcFace compares."""
+    with plt.rc_context({"font.size": 8, "axes.titlesize": 8}):
+        figure, axes = plt.subplots(1, 2, figsize=(6.3, 2.9))
+        _draw_vectors(axes[0])
+        _draw_margin(axes[1])
     return figure
 
 
@@ -187,54 +188,69 @@ def _draw_vectors(axis: plt.Axes) -> None:
     ):
         _draw_arrow(axis, end, colour, shrinkA=0)
         below = end is a
-        offset, side = (-6, -14 if below else 6), "left" if below else "right"
+        offset, side = (-4, -11 if below else 4), "left" if below else "right"
         axis.annotate(name, end, xytext=offset, textcoords="offset points", ha=side)
     for end, line in ((b, "--"), (longer, ":")):
         axis.plot(*np.stack([a, end]).T, color="black", linestyle=line, linewidth=1)
-    axis.text(6.7, 2.5, f"|A − B| = {np.linalg.norm(a - b):.2f}", fontsize=9)
-    axis.text(8.1, 3.5, f"|A − B′| = {np.linalg.norm(a - longer):.2f}", fontsize=9)
-    angles = f"angle from A to B:  {between:.2f}°\nangle from A to B′: {after:.2f}°"
-    axis.text(0.2, 6.4, angles, fontsize=10)
-    axis.set(xlim=(0, 12), ylim=(0, 8), aspect="equal")
+    axis.text(8.3, 3.7, f"A to B′: {np.linalg.norm(a - longer):.2f}")
+    leader = {"arrowstyle": "-", "linewidth": 0.7}
+    text = f"A to B: {np.linalg.norm(a - b):.2f}"
+    axis.annotate(text, (6.1, 3.1), (7.6, 1.6), arrowprops=leader)
+    low, high = (math.atan2(end[1], end[0]) for end in (a, b))
+    _draw_arc(axis, low, high, 3.2, RED)
+    text = f"{between:.2f}° to B\n{after:.2f}° to B′"
+    axis.annotate(text, (2.86, 1.42), (1.2, 4.2), arrowprops=leader | {"color": RED})
+    axis.set(xlim=(0, 12), ylim=(0, 7), aspect="equal")
     axis.set(xlabel="first feature", ylabel="second feature")
-    axis.set_title("Longer, but not turned:\nthe distance grows, the angle stays")
+    axis.set_title("Longer, but not turned: the distance\nfrom A grows, the angle stays")
 
 
 def _draw_margin(axis: plt.Axes) -> None:
-    turn = np.linspace(0, 2 * np.pi, 400)
+    """The angles of one embedding on the circle, and below them the comparison, as two bars."""
+    degrees = {"own": 25, "x": 60, "other": 130, "m": 20}
+    own, x, other = (math.radians(degrees[key]) for key in ("own", "x", "other"))
+    turn = np.linspace(0, np.pi, 200)
     axis.plot(np.cos(turn), np.sin(turn), color=GREY, linewidth=1)
-    own, other, x, m = (math.radians(degrees) for degrees in (25, 130, 60, 20))
     for at, colour, name in (
-        (own, BLUE, "own centre $W_y$"),
-        (other, ORANGE, "other centre $W_j$"),
+        (own, BLUE, "own $W_y$"),
+        (other, ORANGE, "other $W_j$"),
+        (x, "black", "embedding x"),
     ):
         end = np.array([np.cos(at), np.sin(at)])
-        _draw_arrow(axis, end, colour)
-        side = "left" if np.cos(at) > 0 else "right"
-        axis.text(1.08 * end[0], 1.08 * end[1], name, color="black", ha=side)
-    for at, line, name, rise in (
-        (x, "-", "embedding x", -0.02),
-        (x + m, "--", "x as the loss sees it", 0.06),
-    ):
-        end = np.array([np.cos(at), np.sin(at)])
-        axis.plot([0, end[0]], [0, end[1]], color="black", linestyle=line, linewidth=1.5)
-        axis.text(1.06 * end[0], 1.06 * end[1] + rise, name, ha="left")
+        _draw_arrow(axis, end, colour, linewidth=1.5)
+        axis.text(1.06 * end[0], 1.06 * end[1], name, ha="left" if end[0] > 0 else "right")
     for start, stop, radius, colour, name in (
-        (own, x, 0.45, BLUE, r"$\theta_y$"),
-        (x, x + m, 0.62, RED, "m"),
-        (x, other, 0.3, DARK_ORANGE, r"$\theta_j$"),
+        (own, x, 0.5, BLUE, r"$\theta_y$"),
+        (x, other, 0.35, DARK_ORANGE, r"$\theta_j$"),
     ):
-        arc = np.linspace(start, stop, 60)
-        axis.plot(radius * np.cos(arc), radius * np.sin(arc), color=colour, linewidth=2)
-        middle, away = (start + stop) / 2, radius + 0.09
+        _draw_arc(axis, start, stop, radius, colour)
+        middle, away = (start + stop) / 2, radius + 0.13
         place = away * np.cos(middle), away * np.sin(middle)
         axis.text(*place, name, color=colour, ha="center", va="center")
-    axis.set(xlim=(-1.55, 1.75), ylim=(-0.35, 1.3), aspect="equal", xticks=[], yticks=[])
+    theta_y, theta_j = degrees["x"] - degrees["own"], degrees["other"] - degrees["x"]
+    for left, width, height, colour, name in (
+        (0, theta_y, -0.35, BLUE, rf"$\theta_y$ = {theta_y}°"),
+        (theta_y, degrees["m"], -0.35, RED, f"m={degrees['m']}°"),
+        (0, theta_j, -0.62, DARK_ORANGE, rf"$\theta_j$ = {theta_j}°"),
+    ):
+        scale = 2 / 75  # the longest bar is nearly as wide as the circle
+        axis.barh(height, scale * width, 0.22, scale * left - 1, color=colour)
+        middle = scale * (left + width / 2) - 1
+        style: dict[str, Any] = {"ha": "center", "va": "center", "color": "white", "fontsize": 7}
+        axis.text(middle, height - 0.01, name, **style)
+    axis.set(xlim=(-1.32, 1.5), ylim=(-0.78, 1.12), aspect="equal", xticks=[], yticks=[])
     axis.grid(False)
     for spine in axis.spines.values():
         spine.set_visible(False)
-    first = "ArcFace adds m to the angle to the own centre:"
-    axis.set_title(f"{first}\nthat sum must still be smaller than the angle to any other")
+    axis.set_title(
+        "m is added to the own angle alone;\nthe sum must be smaller than any other angle"
+    )
+
+
+def _draw_arc(axis: plt.Axes, start: float, stop: float, radius: float, colour: str) -> None:
+    """Round the origin, between two directions in radians."""
+    arc = np.linspace(start, stop, 60)
+    axis.plot(radius * np.cos(arc), radius * np.sin(arc), color=colour, linewidth=1.5)
 
 
 def _draw_arrow(axis: plt.Axes, end: np.ndarray, colour: str, **style: Any) -> None:

@@ -14,7 +14,7 @@ import pytest
 import arcface_mnist
 from experiment.errors import Problem
 from experiment.records import ROOT
-from report import submission
+from report import contents, submission
 
 AUTHOR = submission.Author("O'Brien", "Anna_Maria_B--C", "0123456")  # markup, were it not inert
 SOURCE = (ROOT / "report/report.typ").read_text(encoding="utf-8")
@@ -83,7 +83,7 @@ def test_its_listings_stand_in_it_line_by_line_and_none_is_wrapped(lines):
     shown = re.findall(r'#listing\("(.+)", "(.+)"\)', SOURCE)
     assert ("arcface_mnist.py", "train") in shown
     for file, name in shown:
-        for line in submission.listings()[file][name].splitlines():
+        for line in contents.listings()[file][name].splitlines():
             assert not line.strip() or "".join(line.split()) in lines, line
 
 
@@ -91,10 +91,10 @@ def test_a_listing_is_the_whole_function_without_its_docstring():
     tree = ast.parse(inspect.getsource(arcface_mnist.train))
     assert ast.get_docstring(tree.body[0]) is not None
     del tree.body[0].body[0]
-    assert ast.unparse(ast.parse(submission.listings()["arcface_mnist.py"]["train"])) == (
+    assert ast.unparse(ast.parse(contents.listings()["arcface_mnist.py"]["train"])) == (
         ast.unparse(tree)
     )
-    method = submission.listings()["arcface_mnist.py"]["Network.forward"]
+    method = contents.listings()["arcface_mnist.py"]["Network.forward"]
     assert method.startswith("def forward(") and ast.parse(method)
 
 
@@ -129,4 +129,4 @@ def test_a_date_that_is_none_is_refused(date, capsys):
 
 def test_a_table_in_markdown_becomes_its_cells():
     table = "| a | **b** |\n| --- | --- |\n| 1 ± 2 | *x* |"
-    assert submission.rows(table) == [["a", "b"], ["1 ± 2", "x"]]
+    assert contents.rows(table) == [["a", "b"], ["1 ± 2", "x"]]

@@ -1,0 +1,172 @@
+"""What the report prints: its numbers, from the records, and its listings, from the sources."""
+
+import ast
+import textwrap
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from experiment import records
+from experiment.errors import Problem
+from experiment.records import ROOT
+from study import benchmark, losses, seeds, tables
+
+ANGLE_COLUMNS = ("Intra", "Inter", "ratio")
+
+
+def numbers() -> dict[str, Any]:
+    """Every number of the report, as it is printed there, from the records on disk.
+
+    Returns:
+        mnist, cifar10: of the default recipe's runs. recipes: a table of all hyperparameters.
+        grid, unseen: of these parts of the study. tables: those of the README files, as lists of
+        rows.
+
+    Raises:
+        Problem: a record is missing or damaged.
+    """
+    try:
+        found: dict[str, Any] = {name: run_numbers(name) for name in seeds.DATASETS}
+        markdown = {"results": seeds.table(), **tables.study_tables(ROOT / "figures/study")}
+        for part, table in (("head", benchmark.head_table), ("step", benchmark.step_table)):
+            markdown[part] = table(records.load_json(ROOT / f"figures/benchmarks/{part}.json"))
+        found |= {"recipes": recipe_rows(), "grid": grid_numbers(), "unseen": unseen_numbers()}
+        return found | {"tables": {name: rows(table) for name, table in markdown.items()}}
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        what = f"{type(error).__name__}: {error}"
+        problem = f"A record below figures/ does not hold what the report prints ({what})."
+        raise Problem(f"{problem} Restore it, or make it again.") from error
+
+
+def run_numbers(name: str) -> dict[str, Any]:
+    """The numbers of a data set's default recipe: of seed 0, and means over all seeds."""
+    folder = ROOT / "figures" / name
+    files = [records.load_json(folder / f"{file}.json") for file in ("run", "seeds", "gpu")]
+    first, runs, on_gpu = files
+    arrays = records.load_arrays(folder / "arrays.npz")
+    wrong = arrays["predicted"] != arrays["labels"]
+    accuracies = [[run["test_accuracy"] for run in of] for of in (runs, on_gpu)]
+    settings = ("scale", "margin", "epochs", "batch_size", "embedding_size", "precision")
+    tta = first["test_accuracy_tta"]
+    return {
+        **{key: first[key] for key in settings},
+        "device": first["device_name"],
+        "parameters": f"{first['parameters']:,}",
+        "run": f"{100 * first['test_accuracy']:.2f}",
+        "run_train": f"{100 * first['history'][-1]['train_accuracy']:.2f}",
+        "run_tta": None if tta is None else f"{100 * tta:.2f}",
+        "wrong": int(wrong.sum()),
+        "cat_dog": int((wrong & cats_and_dogs(arrays)).sum()),
+        "mean_pair": mean_pair(arrays["centres"].astype(float)),
+        "torch": first["versions"]["torch"].partition("+")[0],
+        "total_seconds": tables.mean_ci([run["total_seconds"] for run in runs], 0),
+        "gpu_torch": on_gpu[0]["versions"]["torch"].partition("+")[0],
+        "gpu_p": f"{stats.ttest_ind(*accuracies, equal_var=False).pvalue:.2g}",
+        "seeds": len(runs),
+        **seeds.means(runs),
+    }
+
+
+def cats_and_dogs(arrays: dict[str, np.ndarray]) -> np.ndarray:
+    """Which test images are of one of these two classes, and taken for one of them."""
+    pair = [k for k, name in enumerate(arrays["classes"]) if name in ("cat", "dog")]
+    return np.isin(arrays["labels"], pair) & np.isin(arrays["predicted"], pair)
+
+
+def mean_pair(centres: np.ndarray) -> str:
+    """The mean angle between two class centres, n × d, in degrees."""
+    i, j = np.triu_indices(len(centres), 1)
+    theta = np.degrees(np.arccos((centres[i] * centres[j]).sum(axis=1)))
+    return f"{theta.mean():.1f}°"
+
+
+def recipe_rows() -> list[list[str]]:
+    """All hyperparameters of both scripts' recipes, a column for each."""
+    recipes = [recipe for script in seeds.SCRIPTS.values() for recipe in script.RECIPES.values()]
+    flat: list[dict[str, Any]] = []
+    for recipe in recipes:
+        values: dict[str, Any] = {}
+        for key, value in asdict(recipe).items():
+            nested = value.items() if isinstance(value, dict) else [("", value)]
+            values |= {" ".join(filter(None, (key, inner))): entry for inner, entry in nested}
+        flat.append(values)
+    names = list(dict.fromkeys(key for values in flat for key in values if key != "dataset"))
+    head = ["", "MNIST", "MNIST, best", "CIFAR-10", "CIFAR-10, best"]
+    cells = [[name, *(shown(values.get(name)) for values in flat)] for name in names]
+    return [head, *([line[0].replace("_", " "), *line[1:]] for line in cells)]
+
+
+def shown(value: Any) -> str:
+    """A hyperparameter as the report prints it; a dash where a recipe has none."""
+    if isinstance(value, list):
+        return ", ".join(map(shown, value)) or "–"
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "–"}[value]
+    return str(value)
+
+
+def grid_numbers() -> dict[str, Any]:
+    """Intra, Inter and their ratio on validation images, at m = 0 and at m = 0.5, by scale."""
+    runs = {
+        (run["scale"], run["margin"]): run["angles"]
+        for run in records.load_lines(ROOT / "figures/study/grid-mnist.jsonl")
+    }
+    lines, inter = [["s", *(f"{what}, m = {m}" for m in (0, 0.5) for what in ANGLE_COLUMNS)]], []
+    for scale in losses.SCALES:
+        cells = []
+        for margin in (0.0, 0.5):
+            within, between = (runs[scale, margin][f"{key}_test"] for key in ("intra", "inter"))
+            cells += [f"{within:.1f}", f"{between:.1f}", f"{between / within:.1f}"]
+        lines.append([str(scale), *cells])
+        inter.append(f"{runs[scale, 0.0]['inter_test']:.1f}°")
+    return {"rows": lines, "inter_at_0": ", ".join(inter)}
+
+
+def unseen_numbers() -> dict[str, Any]:
+    """How the equal error rate on unseen digits goes with the angles of the seen ones."""
+    runs = records.load_lines(ROOT / "figures/study/unseen-mnist.jsonl")
+    eer = [run["verification"]["eer"] for run in runs]
+    found: dict[str, Any] = {"runs": len(runs)}
+    for key in ("inter", "intra"):
+        angles = [run["angles"][f"{key}_test"] for run in runs]
+        found[key] = f"{stats.spearmanr(eer, angles).statistic:.2f}"
+    return found
+
+
+def rows(table: str) -> list[list[str]]:
+    """The cells of a table in Markdown, without its line of dashes and without emphasis."""
+    lines = [line.strip("|").split("|") for line in table.splitlines()]
+    cells = [[cell.strip().replace("*", "") for cell in line] for line in lines]
+    return [cells[0], *cells[2:]]
+
+
+def listings() -> dict[str, dict[str, str]]:
+    """The functions of the loss and of both scripts by file and name, methods as Class.method.
+
+    Each is whole, without its docstring and without the indentation of its first line.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for path in (ROOT / f"arcface_{name}.py" for name in ("loss", "mnist", "cifar10")):
+        try:
+            source = path.read_text(encoding="utf-8")
+            tree = ast.parse(source)
+        except SyntaxError as error:
+            raise Problem(f"{path.name} is not Python ({error}). Restore it.") from error
+        functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+        for owner in (node for node in tree.body if isinstance(node, ast.ClassDef)):
+            methods = [node for node in owner.body if isinstance(node, ast.FunctionDef)]
+            functions |= {f"{owner.name}.{node.name}": node for node in methods}
+        lines = source.splitlines()
+        found[path.name] = {name: listing(node, lines) for name, node in functions.items()}
+    return found
+
+
+def listing(function: ast.FunctionDef, lines: list[str]) -> str:
+    """The lines of a function, of those of its file, without its docstring."""
+    shown = range(function.lineno - 1, function.end_lineno or 0)
+    docstring = range(0)
+    if ast.get_docstring(function) is not None:
+        docstring = range(function.body[0].lineno - 1, function.body[0].end_lineno or 0)
+    return textwrap.dedent("\n".join(lines[i] for i in shown if i not in docstring))
