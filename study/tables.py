@@ -66,12 +66,14 @@ def paired_ratio(ours: list[float], theirs: list[float]) -> tuple[float, float, 
 def mean_ci(values: list[float], digits: int) -> str:
     """A mean with its interval, to so many digits: 99.70 ± 0.04.
 
-    A single value has no interval; a dash stands for no values.
+    Of two values an interval would say little: both are given, as one is. A dash stands for none.
     """
-    mean, half = interval(values)
-    if len(values) < 2:
-        return f"{mean:.{digits}f}" if values else "–"
-    return f"{mean:.{digits}f} ± {half:.{digits}f}"
+    if len(values) < 3:
+        text = ", ".join(f"{value:.{digits}f}" for value in values) or "–"
+    else:
+        mean, half = interval(values)
+        text = f"{mean:.{digits}f} ± {half:.{digits}f}"
+    return text.replace("-", "−")
 
 
 def markdown(head: list[str], rows: list[list[str]]) -> str:

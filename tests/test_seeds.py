@@ -62,10 +62,10 @@ def test_seed_0_is_the_run_in_the_pictures(name):
 
 
 def test_means_have_a_dash_for_what_was_not_measured():
-    runs = [record(0, train_seconds=8.0), record(1, test_accuracy=0.98, train_seconds=10.0)]
+    runs = [record(k, test_accuracy=0.99 - k / 100, train_seconds=8.0 + k) for k in range(3)]
     found = seeds.means(runs)
-    assert found["mean"] == "98.50 ± 6.35" and found["mean_tta"] == "–"  # 12.706·0.5
-    assert found["seconds"] == "9.0 ± 12.7" and found["intra_test"] == "10.0 ± 0.0"
+    assert found["mean"] == "98.00 ± 2.48" and found["mean_tta"] == "–"  # 4.303/√3
+    assert found["seconds"] == "9.0 ± 2.5" and found["intra_test"] == "10.0 ± 0.0"
     assert seeds.means([record(test_accuracy_tta=0.995, train_seconds=83.4)]) == {
         "mean": "99.00",
         "mean_tta": "99.50",
@@ -78,11 +78,11 @@ def test_recipes_and_machines_have_rows_of_their_own(tmp_path):
     figures = tmp_path / "figures"
     records.save_json(figures / "mnist/gpu.json", [record(device_name="a GPU")])
     records.save_json(figures / "mnist/seeds.json", [record()])
-    records.save_json(figures / "mnist-best/seeds.json", [record(), record(1)])
+    records.save_json(figures / "mnist-best/seeds.json", [record(k) for k in range(3)])
     rows = seeds.table(tmp_path).splitlines()[2:]
     assert rows == [
         "| MNIST | 1 | **99.00** | – | 3.0 | 10.0° | a CPU, bfloat16 |",
-        "| MNIST, --recipe best | 2 | **99.00 ± 0.00** | – | 3.0 ± 0.0 | 10.0 ± 0.0° "
+        "| MNIST, --recipe best | 3 | **99.00 ± 0.00** | – | 3.0 ± 0.0 | 10.0 ± 0.0° "
         "| a CPU, bfloat16 |",
         "| MNIST | 1 | **99.00** | – | 3.0 | 10.0° | a GPU, bfloat16 |",
     ]
@@ -90,13 +90,13 @@ def test_recipes_and_machines_have_rows_of_their_own(tmp_path):
 
 def test_the_table_is_written_into_the_readme(tmp_path):
     for name in seeds.DATASETS:
-        runs = [record(train_seconds=90.0), record(1, train_seconds=90.0)]
+        runs = [record(seed, train_seconds=90.0) for seed in range(3)]
         records.save_json(tmp_path / f"figures/{name}/seeds.json", runs)
     marks = "<!-- headline -->\n<!-- /headline -->\n<!-- results -->\n<!-- /results -->\n"
     (tmp_path / "README.md").write_text(marks, encoding="utf-8")
     assert seeds.main(["table"], tmp_path) == 0
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert "**99.00 ± 0.00%** on MNIST after 1.5 minutes of training (n = 2)" in text
+    assert "**99.00 ± 0.00%** on MNIST after 1.5 minutes of training (n = 3)" in text
     assert seeds.table(tmp_path) in text
 
 
