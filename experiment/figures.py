@@ -11,7 +11,7 @@ import numpy as np
 from sklearn.manifold import TSNE
 from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
 
-from experiment import records
+from experiment import label_errors, records
 from experiment.errors import Problem, exit_status, protect_streams
 
 # The user's own settings must change nothing. A notebook's backend stops matplotlib's import
@@ -297,16 +297,25 @@ def confusion(record: dict, arrays: dict) -> plt.Figure:
 
 
 def mistakes(record: dict, arrays: dict) -> plt.Figure:
-    """The most confidently wrong test images, with θ to the predicted and to the true centre."""
+    """The most confidently wrong test images, with θ to the true and to the predicted centre.
+
+    Images whose label people reject are framed.
+    """
     figure, axes = plt.subplots(3, 6, figsize=(8, 5.6))
     for axis in axes.flat:
         axis.axis("off")
-    classes = arrays["classes"]
+    classes, rejected = arrays["classes"], label_errors.validated(record["dataset"])
+    framed = [at in rejected for at in arrays["mistakes_at"].tolist()]
     for axis, image, at, theta in zip(
         axes.flat, arrays["mistakes"], arrays["mistakes_at"], arrays["mistakes_theta"], strict=False
     ):
         true, predicted = arrays["labels"][at], arrays["predicted"][at]
         axis.imshow(image.squeeze(), cmap="gray")
+        if at in rejected:
+            axis.axis("on")
+            axis.set(xticks=[], yticks=[])
+            for spine in axis.spines.values():
+                spine.set(visible=True, color=RED, linewidth=3)
         axis.set_title(
             f"is {classes[true]}, {theta[true]:.0f}°\n"
             f"said {classes[predicted]}, {theta[predicted]:.0f}°",
@@ -314,7 +323,8 @@ def mistakes(record: dict, arrays: dict) -> plt.Figure:
         )
     figure.suptitle(
         f"{_title(record)}: the most confident mistakes, with the angles\n"
-        "to the centres of the true and of the predicted class",
+        "to the centres of the true and of the predicted class"
+        + ("; framed: people reject the label" if any(framed) else ""),
         fontsize=11,
     )
     return figure

@@ -39,6 +39,7 @@ class Record(TypedDict):
     """What ``run.json`` holds; a record in ``seeds.json`` or ``gpu.json`` lacks the history.
 
     Accuracies are fractions, angles degrees. scale and margin are None where the loss has none.
+    What concerns label errors is as in experiment/label_errors.py.
     """
 
     dataset: str
@@ -61,6 +62,9 @@ class Record(TypedDict):
     total_seconds: float
     test_accuracy: float
     test_accuracy_tta: float | None
+    mistakes_on_label_errors: int | None
+    test_accuracy_corrected: float | None
+    class_accuracy: dict[str, float]
     history: list[Epoch]
     angles: dict[str, float]
     device_name: str

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import nn
 
 from arcface_loss import ArcMarginProduct, unit
-from experiment import data, errors, evaluation, machine, records, synthetic
+from experiment import data, errors, evaluation, label_errors, machine, records, synthetic
 from experiment.checkpoint import differing
 from experiment.cli import run_name
 from experiment.errors import Finished, Problem
@@ -226,7 +226,7 @@ def evaluate(task: Task, trained: Trained) -> tuple[dict, dict]:
     embeddings, labels = test
     with torch.no_grad():
         logits = head(embeddings)
-        tta = None
+        predicted, tta = logits.argmax(dim=1), None
         if views := task.recipe.views:
             tta = evaluation.accuracy(
                 evaluation.tta_logits(
@@ -241,6 +241,11 @@ def evaluate(task: Task, trained: Trained) -> tuple[dict, dict]:
         "train_seconds": trained.seconds,
         "test_accuracy": evaluation.accuracy(logits, labels),
         "test_accuracy_tta": tta,
+        **label_errors.on_corrected_labels(settings.dataset, labels, predicted),
+        "class_accuracy": {
+            name: evaluation.accuracy(logits[labels == k], labels[labels == k])
+            for k, name in enumerate(source.classes)
+        },
         "history": trained.history,
         "angles": evaluation.angle_statistics(head.weight, train, test),
         "device_name": machine.device_name(device),
@@ -251,7 +256,6 @@ def evaluate(task: Task, trained: Trained) -> tuple[dict, dict]:
     }
     theta = evaluation.angles_to_centres(embeddings, head.weight)
     own, other = evaluation.own_and_other(theta, labels)
-    predicted = logits.argmax(dim=1)
     confidence = logits.softmax(dim=1).amax(dim=1).masked_fill(predicted == labels, -1)
     count = min(MISTAKES_KEPT, int((predicted != labels).sum()))
     worst = confidence.argsort(descending=True)[:count]

@@ -192,6 +192,15 @@ def test_mistakes_are_shown_with_their_images_classes_and_angles(draw):
         assert np.array_equal(figure.axes[i].images[0].get_array(), arrays["mistakes"][i])
 
 
+def test_mistakes_on_images_with_label_errors_are_framed(draw, monkeypatch):
+    at = make_arrays()["mistakes_at"].tolist()
+    monkeypatch.setattr(figures.label_errors, "validated", lambda dataset: {at[2]: 1, at[5]: None})
+    figure = draw("mistakes")
+    framed = [axes.axison and axes.spines["top"].get_visible() for axes in figure.axes]
+    assert [i for i, shown in enumerate(framed) if shown] == [2, 5]
+    assert "framed: people reject the label" in figure._suptitle.get_text()
+
+
 def test_a_run_without_mistakes_can_be_drawn():
     arrays = make_arrays()
     arrays["predicted"] = arrays["labels"]
