@@ -6,8 +6,8 @@ default recipe beside a plain PyTorch loop, and where its time goes. ``float32``
 recipes would take without bfloat16. Peak memory is that of a process of its own. The methods take
 turns, and tables give medians, because machines are noisy. Whole trainings are timed beside
 published ones by study/seeds.py.
-Records, pictures and the tables of figures/benchmarks/README.md and of
-the README are written at the end; ``figures`` writes them from the records alone.
+Records, pictures and the tables of figures/benchmarks/README.md are written at the end; ``figures``
+writes them from the records alone.
 """
 
 import argparse
@@ -458,8 +458,8 @@ def draw_accuracy(runs: Path) -> plt.Figure:
 
 
 def write(root: Path) -> None:
-    """Draw the pictures and fill the tables of both README files below ``root``, from the records
-    alone.
+    """Draw the pictures and fill the tables of figures/benchmarks/README.md below ``root``, from the
+    records alone.
 
     Raises:
         Problem: a record or a table's place is missing, or a file cannot be written.
@@ -468,7 +468,6 @@ def write(root: Path) -> None:
     heads, steps, slow = (records.load_json(folder / f"{name}.json") for name in ROUNDS)
     tables = {"head": head_table(heads), "step": step_table(steps)}
     fill_file(folder / "README.md", tables | {"yardstick": yardstick_table(root, slow)})
-    fill_file(root / "README.md", {"head": head_table(heads)})
     with plt.rc_context(STYLE):
         figures.save(draw_head(heads), folder / "head.png")
         figures.save(draw_accuracy(root / "figures"), folder / "accuracy.png")
@@ -478,7 +477,7 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
     """Measure what is asked for, then draw. Returns the exit status.
 
     Args:
-        root: the folder of README.md and figures/.
+        root: the folder of figures/.
     """
     assert __doc__ is not None
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

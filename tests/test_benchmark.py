@@ -174,9 +174,6 @@ def test_the_tables_are_those_of_the_records():
     for name, table in (("head", benchmark.head_table), ("step", benchmark.step_table)):
         record = records.load_json(FOLDER / f"{name}.json")
         assert tables.fill(text, name, table(record)) == text
-        if name == "head":
-            front = (records.ROOT / "README.md").read_text(encoding="utf-8")
-            assert tables.fill(front, name, table(record)) == front
 
 
 def test_the_picture_of_accuracy_has_the_seconds_of_the_records(tmp_path):
@@ -192,7 +189,6 @@ def test_the_picture_of_accuracy_has_the_seconds_of_the_records(tmp_path):
 def test_figures_are_drawn_from_the_records_alone(tmp_path, capsys):
     folder = tmp_path / "figures" / "benchmarks"
     shutil.copytree(FOLDER, folder, ignore=shutil.ignore_patterns("*.png"))
-    (tmp_path / "README.md").write_text("<!-- head -->\n<!-- /head -->\n", encoding="utf-8")
     history = [{"seconds": 2.0, "test_accuracy": 0.9}]
     records.save_json(tmp_path / "figures/mnist/run.json", {"history": history})
     for name in ("mnist", "cifar10"):
@@ -202,8 +198,7 @@ def test_figures_are_drawn_from_the_records_alone(tmp_path, capsys):
     text = (folder / "README.md").read_text(encoding="utf-8")
     assert "| MNIST, n = 2 | 90, 70 s | PyTorch's example, 13,132 steps | 360 s | 0.25 |" in text
     assert {path.name for path in folder.glob("*.png")} == {"head.png", "accuracy.png"}
-    front = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert benchmark.head_table(records.load_json(folder / "head.json")) in front
+    assert benchmark.head_table(records.load_json(folder / "head.json")) in text
     (folder / "head.json").unlink()
     assert benchmark.main(["figures"], tmp_path) == 1
     assert "head.json" in capsys.readouterr().err
