@@ -458,7 +458,7 @@ def draw_accuracy(runs: Path) -> plt.Figure:
 
 
 def write(root: Path) -> None:
-    """Draw the pictures and fill the tables of figures/benchmarks/README.md, from the records alone.
+    """Draw the pictures and fill the tables of the README beside the records, from these alone.
 
     Raises:
         Problem: a record or a table's place is missing, or a file cannot be written.
