@@ -16,7 +16,7 @@ mnist: .venv/run
 cifar10: .venv/run
 	$(RUN) arcface_cifar10.py
 
-seeds: .venv/run
+seeds: .venv/study
 	$(RUN) -m study.seeds mnist
 	$(RUN) -m study.seeds cifar10
 
@@ -45,12 +45,17 @@ submission: .venv/report
 	$(RUN) -m pip install --quiet -r requirements.txt
 	touch $@
 
-.venv/test: tests/requirements.txt requirements.txt
+.venv/study: study/requirements.txt requirements.txt
+	$(VENV)
+	$(RUN) -m pip install --quiet -r study/requirements.txt
+	touch $@
+
+.venv/test: tests/requirements.txt report/requirements.txt study/requirements.txt requirements.txt
 	$(VENV)
 	$(RUN) -m pip install --quiet -r tests/requirements.txt
 	touch $@
 
-.venv/report: report/requirements.txt requirements.txt
+.venv/report: report/requirements.txt study/requirements.txt requirements.txt
 	$(VENV)
 	$(RUN) -m pip install --quiet -r report/requirements.txt
 	touch $@

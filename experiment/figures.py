@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sklearn.manifold import TSNE
-from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
 
 from experiment import label_errors, records
 from experiment.errors import Problem, exit_status, protect_streams
+from experiment.recipe import margins
 
 # The user's own settings must change nothing. A notebook's backend stops matplotlib's import
 # elsewhere, and so does a broken matplotlibrc in the working directory.
@@ -179,51 +178,38 @@ def angles(record: dict, arrays: dict) -> plt.Figure:
 
 
 def embedding(record: dict, arrays: dict) -> plt.Figure:
-    """Map (t-SNE on angles) of test embeddings and class centres on the sphere."""
-    points, centres = arrays["embeddings"].astype(np.float32), arrays["centres"].astype(np.float32)
-    together = np.concatenate([points, centres])
-    distance = np.arccos(np.clip(together @ together.T, -1, 1))
-    np.fill_diagonal(distance, 0)
-    flat = TSNE(
-        metric="precomputed", init="random", perplexity=min(40, len(together) // 4), random_state=0
-    ).fit_transform(distance)
-    labels, classes = arrays["labels"][: len(points)], arrays["classes"]
-    figure, axes = plt.subplots(figsize=(7.2, 5.4))
-    for k, name in enumerate(classes):
-        mine = flat[: len(points)][labels == k]
-        axes.scatter(
-            mine[:, 0],
-            mine[:, 1],
-            s=9,
-            alpha=0.6,
-            linewidths=0,
-            color=CLASS_COLOURS[k],
-            marker=CLASS_MARKERS[k],
-            label=name,
+    """Every test image by its angles to the own and to the nearest other centre, and the margin.
+
+    On the diagonal both are equal. Above the dashed line the own logit is the largest even with the
+    margin. Images with a validated label error are ringed.
+    """
+    figure, axes = plt.subplots(figsize=(6.4, 5.4))
+    own, other = (arrays[key].astype(float) for key in ("theta_own", "theta_other"))
+    wrong, known = arrays["predicted"] != arrays["labels"], np.isfinite(own)
+    rejected = np.isin(np.arange(len(own)), list(label_errors.validated(record["dataset"])))
+    clouds: list[tuple[str, np.ndarray, dict[str, Any]]] = [
+        ("right", ~wrong, {"s": 5, "color": BLUE, "alpha": 0.3, "linewidths": 0}),
+        ("wrong", wrong, {"s": 18, "color": RED, "marker": "x", "linewidths": 1}),
+        ("label rejected by people", rejected, {"s": 60, "color": "none", "edgecolors": "black"}),
+    ]
+    for name, chosen, style in clouds:
+        shown = chosen & known
+        axes.scatter(own[shown], other[shown], label=f"{name}: {shown.sum():,}", **style)
+    end = 5 * np.ceil(np.nanmax([own, other]) / 5)
+    axes.plot([0, end], [0, end], color=GREY, linewidth=1, label="equal angles")
+    asked = {"m1": 1.0, "m": 0.0, "m3": 0.0} | margins(record["loss"], record["margin"])
+    theta = np.radians(np.linspace(0, end, 200))
+    phi = np.cos(np.minimum(asked["m1"] * theta + asked["m"], np.pi)) - asked["m3"]
+    if record["loss"] not in ("softmax", "norm-softmax"):
+        line = np.degrees(np.arccos(np.clip(phi, -1, 1)))
+        axes.plot(
+            np.degrees(theta), line, "--", color="black", linewidth=1, label="with the margin"
         )
-        x, y = flat[len(points) + k]
-        axes.scatter(
-            x,
-            y,
-            s=110,
-            color=CLASS_COLOURS[k],
-            marker=CLASS_MARKERS[k],
-            edgecolors="white",
-            linewidths=1.5,
-        )
-        text = axes.annotate(
-            name,
-            (x, y),
-            xytext=(0, 9),
-            textcoords="offset points",
-            ha="center",
-            fontsize=9,
-            weight="bold",
-        )
-        text.set_bbox({"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1})
-    axes.set(xticks=[], yticks=[], xlabel="t-SNE of the angles between embeddings (no units)")
-    axes.set_title(f"{_title(record)}: test embeddings on the sphere\nlarge marks: class centres W")
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), markerscale=2.5)
+    axes.set(xlim=(0, end), ylim=(0, end), aspect="equal")
+    axes.set(xlabel="θ to the own centre in °", ylabel="θ to the nearest other centre in °")
+    share = (~wrong[known]).mean()
+    axes.set_title(f"{_title(record)}: {share:.1%} of {known.sum():,} test images are right")
+    figure.legend(loc="outside lower center", ncols=3)
     return figure
 
 
@@ -273,24 +259,29 @@ def centres(record: dict, arrays: dict) -> plt.Figure:
 def confusion(record: dict, arrays: dict) -> plt.Figure:
     """Confusion matrix of the test images, counts."""
     figure, axes = plt.subplots(figsize=(6.4, 5.4))
-    matrix = confusion_matrix(
-        arrays["labels"], arrays["predicted"], labels=range(len(arrays["classes"]))
-    )
-    wrong = matrix.astype(float)
-    np.fill_diagonal(wrong, 0)
-    display = ConfusionMatrixDisplay(matrix)
-    display.plot(ax=axes, cmap="Blues", colorbar=False, values_format="d", text_kw={"fontsize": 8})
+    n = len(arrays["classes"])
+    matrix = np.zeros((n, n), dtype=int)
+    np.add.at(matrix, (arrays["labels"], arrays["predicted"]), 1)
+    wrong = matrix - np.diag(matrix.diagonal())
+    axes.imshow(wrong, cmap="Blues", vmin=0, vmax=max(1, wrong.max()))
+    for (i, j), count in np.ndenumerate(matrix):
+        dark = i != j and count > 0.6 * wrong.max()
+        axes.text(
+            j,
+            i,
+            str(count),
+            ha="center",
+            va="center",
+            fontsize=8,
+            color="white" if dark else "black",
+            weight="bold" if i == j else "normal",
+            alpha=1 if count else 0.25,
+        )
     _name_axes(axes, arrays["classes"])
-    display.im_.set_data(wrong)
-    display.im_.set_clim(0, max(1, wrong.max()))
-    for text, (i, j) in zip(display.text_.ravel(), np.ndindex(matrix.shape), strict=True):
-        text.set_color("black" if i == j or wrong[i, j] < 0.6 * wrong.max() else "white")
-        text.set_weight("bold" if i == j else "normal")
-        text.set_alpha(1 if matrix[i, j] else 0.25)
     axes.grid(False)
     axes.set(xlabel="predicted class", ylabel="true class")
     axes.set_title(
-        f"{_title(record)}: {int(wrong.sum())} of {matrix.sum()} test images are wrong\n"
+        f"{_title(record)}: {wrong.sum()} of {matrix.sum()} test images are wrong\n"
         "(number of images; darker: more mistakes)"
     )
     return figure

@@ -22,7 +22,6 @@ from experiment.recipe import Recipe, Settings, margins
 from experiment.records import ROOT
 from experiment.training import Trained
 
-EMBEDDINGS_KEPT = 2000  # test embeddings kept for their picture
 MISTAKES_KEPT = 18  # test images kept for the picture of mistakes
 
 
@@ -262,7 +261,6 @@ def evaluate(task: Task, trained: Trained) -> tuple[dict, dict]:
     tensors = {
         "snapshots": trained.snapshots.rad2deg().half(),
         "mean_theta": trained.mean_theta.rad2deg().half(),
-        "embeddings": unit(embeddings[:EMBEDDINGS_KEPT]).half(),
         "labels": labels.byte(),
         "predicted": predicted.byte(),
         "theta_own": own.rad2deg().half(),
