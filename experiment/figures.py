@@ -59,6 +59,17 @@ STYLE: Any = {  # its keys have a type of their own in matplotlib
     "grid.alpha": 0.25,
     "legend.frameon": False,
 }
+# Of a run's pictures, two of which stand side by side on a page: drawn at the size of print.
+RUN_STYLE: Any = STYLE | {
+    "figure.figsize": (3.2, 2.5),
+    "figure.dpi": 300,
+    "font.size": 7.5,
+    "axes.titlesize": 8,
+    "figure.titlesize": 8,
+    "legend.fontsize": 7,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 2.5,
+}
 
 
 def draw_run(folder: Path) -> None:
@@ -72,7 +83,7 @@ def draw_run(folder: Path) -> None:
         records.load_arrays(folder / "arrays.npz"),
     )
     for draw in (accuracy, loss, angles, embedding, centres, confusion, mistakes):
-        with plt.rc_context(STYLE):
+        with plt.rc_context(RUN_STYLE):
             figure = draw(record, arrays)
             if record["dataset"] == "synthetic":
                 figure.suptitle(
@@ -95,12 +106,12 @@ def accuracy(record: dict, arrays: dict) -> plt.Figure:
         ("train_accuracy", _training(record), BLUE, "o"),
         ("test_accuracy", "test", ORANGE, "s"),
     ):
-        axes.plot(*_curve(record, key, 100), color=colour, marker=marker, markersize=4, label=name)
+        axes.plot(*_curve(record, key, 100), color=colour, marker=marker, label=name)
     last = 100 * record["test_accuracy"]
     axes.annotate(
         f"{last:.2f}%",
         (record["epochs"], last),
-        xytext=(0, -28),
+        xytext=(0, -17),
         textcoords="offset points",
         ha="right",
         color="#A06F00",
@@ -108,7 +119,7 @@ def accuracy(record: dict, arrays: dict) -> plt.Figure:
     axes.set(
         xlabel="epoch",
         ylabel="accuracy in %",
-        title=f"{_title(record)}: {last:.2f}% of the test images are right",
+        title=f"{_title(record)}:\n{last:.2f}% of the test images are right",
     )
     _epochs(axes, record)
     axes.legend(loc="lower right", bbox_to_anchor=(1, 0.1))
@@ -122,11 +133,11 @@ def loss(record: dict, arrays: dict) -> plt.Figure:
         ("train_loss", _training(record), BLUE, "o"),
         ("test_loss", "test", ORANGE, "s"),
     ):
-        axes.plot(*_curve(record, key, 1), color=colour, marker=marker, markersize=4, label=name)
+        axes.plot(*_curve(record, key, 1), color=colour, marker=marker, label=name)
     axes.set(
         xlabel="epoch",
         ylabel="loss (nats)",
-        title=f"{_title(record)}: the loss, margin included",
+        title=f"{_title(record)}:\nthe loss, margin included",
         ylim=(0, None),
     )
     _epochs(axes, record)
@@ -136,13 +147,13 @@ def loss(record: dict, arrays: dict) -> plt.Figure:
 
 def angles(record: dict, arrays: dict) -> plt.Figure:
     """Distributions of θ to the own and to the nearest other centre, at three times."""
-    figure, axes = plt.subplots(3, 1, sharex=True, figsize=(6.4, 5.6))
+    figure, axes = plt.subplots(3, 1, sharex=True, figsize=(3.2, 3.4))
     bins = np.arange(0, 181, 2)
     for axis, theta, when in zip(
         axes, arrays["snapshots"].astype(float), times(record), strict=True
     ):
         for column, (name, colour, hatch) in enumerate(
-            (("own centre", BLUE, None), ("nearest other centre", ORANGE, "///"))
+            (("own", BLUE, None), ("nearest other", ORANGE, "///"))
         ):
             axis.hist(
                 theta[:, column],
@@ -162,18 +173,17 @@ def angles(record: dict, arrays: dict) -> plt.Figure:
                 linestyle="-" if column == 0 else "--",
             )
         axis.set_title(
-            f"{when}: own {theta[:, 0].mean():.0f}°, "
-            f"nearest other {theta[:, 1].mean():.0f}° on average",
-            fontsize=10,
+            f"{when}: own {theta[:, 0].mean():.0f}°, nearest other {theta[:, 1].mean():.0f}°",
+            fontsize=7.5,
         )
         axis.set(yticks=[], ylabel="density")
-    axes[0].legend(title="angle to the")
+    axes[0].legend(title="θ to the centre", loc="upper left")
     axes[-1].set(
-        xlabel="angle θ between training embedding and class centre, in degrees",
+        xlabel="θ, training embedding to class centre, in °",
         xlim=(0, 140),
         xticks=range(0, 141, 20),
     )
-    figure.suptitle(f"{_title(record)}: embeddings turn towards their own centre", fontsize=11)
+    figure.suptitle(f"{_title(record)}:\nembeddings turn towards their own centre")
     return figure
 
 
@@ -183,14 +193,14 @@ def embedding(record: dict, arrays: dict) -> plt.Figure:
     On the diagonal both are equal. Above the dashed line the own logit is the largest even with the
     margin. Images with a validated label error are ringed.
     """
-    figure, axes = plt.subplots(figsize=(6.4, 5.4))
+    figure, axes = plt.subplots(figsize=(3.2, 3.4))
     own, other = (arrays[key].astype(float) for key in ("theta_own", "theta_other"))
     wrong, known = arrays["predicted"] != arrays["labels"], np.isfinite(own)
     rejected = np.isin(np.arange(len(own)), list(label_errors.validated(record["dataset"])))
     clouds: list[tuple[str, np.ndarray, dict[str, Any]]] = [
-        ("right", ~wrong, {"s": 5, "color": BLUE, "alpha": 0.3, "linewidths": 0}),
-        ("wrong", wrong, {"s": 18, "color": RED, "marker": "x", "linewidths": 1}),
-        ("label rejected by people", rejected, {"s": 60, "color": "none", "edgecolors": "black"}),
+        ("right", ~wrong, {"s": 2, "color": BLUE, "alpha": 0.3, "linewidths": 0}),
+        ("wrong", wrong, {"s": 6, "color": RED, "marker": "x", "linewidths": 0.6}),
+        ("label rejected by people", rejected, {"s": 25, "color": "none", "edgecolors": "black"}),
     ]
     for name, chosen, style in clouds:
         shown = chosen & known
@@ -208,8 +218,8 @@ def embedding(record: dict, arrays: dict) -> plt.Figure:
     axes.set(xlim=(0, end), ylim=(0, end), aspect="equal")
     axes.set(xlabel="θ to the own centre in °", ylabel="θ to the nearest other centre in °")
     share = (~wrong[known]).mean()
-    axes.set_title(f"{_title(record)}: {share:.1%} of {known.sum():,} test images are right")
-    figure.legend(loc="outside lower center", ncols=3)
+    axes.set_title(f"{_title(record)}:\n{share:.1%} of {known.sum():,} test images are right")
+    figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 
@@ -231,7 +241,7 @@ def centres(record: dict, arrays: dict) -> plt.Figure:
     limit = np.degrees(np.arccos(-1 / (len(centre) - 1)))
     np.fill_diagonal(theta, np.nan)
     nearest = np.nanmin(theta, axis=1).mean()
-    figure, axes = plt.subplots(figsize=(6.4, 5.4))
+    figure, axes = plt.subplots(figsize=(3.2, 3.1))
     spread = max(5.0, np.nanmax(np.abs(theta - limit)))
     image = axes.imshow(theta, cmap="RdBu", vmin=limit - spread, vmax=limit + spread)
     for i, j in np.argwhere(~np.isnan(theta)):
@@ -242,23 +252,22 @@ def centres(record: dict, arrays: dict) -> plt.Figure:
             f"{theta[i, j]:.0f}",
             ha="center",
             va="center",
-            fontsize=8,
+            fontsize=7,
             color="white" if dark else "black",
         )
     _name_axes(axes, arrays["classes"])
     axes.grid(False)
     axes.set_title(
-        f"{_title(record)}: angles between class centres\n"
-        f"nearest other: {nearest:.1f}° on average; simplex limit: {limit:.1f}°"
+        f"{_title(record)}: nearest other centre\n{nearest:.1f}° on average (simplex: {limit:.1f}°)"
     )
-    bar = figure.colorbar(image, label="angle in degrees")
+    bar = figure.colorbar(image, label="angle in °", shrink=0.75)
     bar.ax.axhline(limit, color="black", linewidth=1.5)
     return figure
 
 
 def confusion(record: dict, arrays: dict) -> plt.Figure:
     """Confusion matrix of the test images, counts."""
-    figure, axes = plt.subplots(figsize=(6.4, 5.4))
+    figure, axes = plt.subplots(figsize=(3.2, 3.3))
     n = len(arrays["classes"])
     matrix = np.zeros((n, n), dtype=int)
     np.add.at(matrix, (arrays["labels"], arrays["predicted"]), 1)
@@ -272,7 +281,7 @@ def confusion(record: dict, arrays: dict) -> plt.Figure:
             str(count),
             ha="center",
             va="center",
-            fontsize=8,
+            fontsize=7,
             color="white" if dark else "black",
             weight="bold" if i == j else "normal",
             alpha=1 if count else 0.25,
@@ -280,10 +289,7 @@ def confusion(record: dict, arrays: dict) -> plt.Figure:
     _name_axes(axes, arrays["classes"])
     axes.grid(False)
     axes.set(xlabel="predicted class", ylabel="true class")
-    axes.set_title(
-        f"{_title(record)}: {wrong.sum()} of {matrix.sum()} test images are wrong\n"
-        "(number of images; darker: more mistakes)"
-    )
+    axes.set_title(f"{_title(record)}:\n{wrong.sum()} of {matrix.sum():,} test images are wrong")
     return figure
 
 
@@ -292,7 +298,7 @@ def mistakes(record: dict, arrays: dict) -> plt.Figure:
 
     Images whose label people reject are framed.
     """
-    figure, axes = plt.subplots(3, 6, figsize=(8, 5.6))
+    figure, axes = plt.subplots(2, 6, figsize=(6.3, 2.8))
     for axis in axes.flat:
         axis.axis("off")
     classes, rejected = arrays["classes"], label_errors.validated(record["dataset"])
@@ -306,17 +312,15 @@ def mistakes(record: dict, arrays: dict) -> plt.Figure:
             axis.axis("on")
             axis.set(xticks=[], yticks=[])
             for spine in axis.spines.values():
-                spine.set(visible=True, color=RED, linewidth=3)
+                spine.set(visible=True, color=RED, linewidth=2)
         axis.set_title(
             f"is {classes[true]}, {theta[true]:.0f}°\n"
             f"said {classes[predicted]}, {theta[predicted]:.0f}°",
-            fontsize=7.5,
+            fontsize=7,
         )
     figure.suptitle(
-        f"{_title(record)}: the most confident mistakes, with the angles\n"
-        "to the centres of the true and of the predicted class"
-        + ("; framed: people reject the label" if any(framed) else ""),
-        fontsize=11,
+        f"{_title(record)}: the most confident mistakes, with the angles to both centres"
+        + ("; framed: people reject the label" if any(framed) else "")
     )
     return figure
 
@@ -352,7 +356,7 @@ def _epochs(axes: plt.Axes, record: dict) -> None:
 
 def _title(record: dict) -> str:
     name = "Synthetic images" if record["dataset"] == "synthetic" else record["dataset"]
-    return f"{name}, {record['loss']}"
+    return f"{name}, {LOSS_STYLE[record['loss']][0]}"
 
 
 def main(argv: list[str] | None = None) -> int:

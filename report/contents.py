@@ -11,7 +11,7 @@ from scipy import stats
 from experiment import records
 from experiment.errors import Problem
 from experiment.records import ROOT
-from study import benchmark, losses, seeds, tables
+from study import losses, seeds, tables
 
 ANGLE_COLUMNS = ("Intra", "Inter", "ratio")
 
@@ -30,8 +30,6 @@ def numbers() -> dict[str, Any]:
     try:
         found: dict[str, Any] = {name: run_numbers(name) for name in seeds.DATASETS}
         markdown = {"results": seeds.table(), **tables.study_tables(ROOT / "figures/study")}
-        for part, table in (("head", benchmark.head_table), ("step", benchmark.step_table)):
-            markdown[part] = table(records.load_json(ROOT / f"figures/benchmarks/{part}.json"))
         found |= {"recipes": recipe_rows(), "grid": grid_numbers(), "unseen": unseen_numbers()}
         return found | {"tables": {name: rows(table) for name, table in markdown.items()}}
     except (LookupError, TypeError, ValueError, AttributeError) as error:

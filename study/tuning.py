@@ -208,9 +208,11 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
         dataset = options.dataset
         machine.keep_malloc_arenas()
         source = data.load(START[dataset].dataset, options.data).for_validation(HELD_OUT[dataset])
-        for name, (_, _, seeds) in TRIALS[dataset].items():
-            for seed in range(seeds):
-                run(dataset, name, seed, source, folder)
+        most = max(seeds for _, _, seeds in TRIALS[dataset].values())
+        for seed in range(most):
+            for name, (_, _, seeds) in TRIALS[dataset].items():
+                if seed < seeds:
+                    run(dataset, name, seed, source, folder)
 
     return errors.exit_status(work, "The same command goes on from the last finished epoch.")
 
