@@ -11,6 +11,7 @@ from scipy import stats
 from experiment import records
 from experiment.errors import Problem
 from experiment.records import ROOT
+from report import claims
 from study import losses, seeds, tables
 
 ANGLE_COLUMNS = ("Intra", "Inter", "ratio")
@@ -30,6 +31,7 @@ def numbers() -> dict[str, Any]:
     try:
         found: dict[str, Any] = {name: run_numbers(name) for name in seeds.DATASETS}
         markdown = {"results": seeds.table(), **tables.study_tables(ROOT / "figures/study")}
+        claims.check((ROOT / "report/report.typ").read_text(encoding="utf-8"))
         found |= {"recipes": recipe_rows(), "grid": grid_numbers(), "unseen": unseen_numbers()}
         return found | {"tables": {name: rows(table) for name, table in markdown.items()}}
     except (LookupError, TypeError, ValueError, AttributeError) as error:

@@ -12,9 +12,10 @@ import pypdf
 import pytest
 
 import arcface_mnist
+from experiment import records
 from experiment.errors import Problem
 from experiment.records import ROOT
-from report import contents, submission
+from report import claims, contents, submission
 
 AUTHOR = submission.Author("O'Brien", "Anna_Maria_B--C", "0123456")  # markup, were it not inert
 SOURCE = (ROOT / "report/report.typ").read_text(encoding="utf-8")
@@ -130,3 +131,41 @@ def test_a_date_that_is_none_is_refused(date, capsys):
 def test_a_table_in_markdown_becomes_its_cells():
     table = "| a | **b** |\n| --- | --- |\n| 1 ± 2 | *x* |"
     assert contents.rows(table) == [["a", "b"], ["1 ± 2", "x"]]
+
+
+# --- claims ---------------------------------------------------------------------------------------
+
+
+def test_every_claim_of_the_report_holds_and_is_used():
+    """Also that each is about something: with other records some of them are false."""
+    found = claims.all_claims()
+    assert len(found) > 20 and all(found.values())
+    claims.check((records.ROOT / "report/report.typ").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    ("known", "message"),
+    [
+        ({"one": True, "two": False}, "'two' is refuted by the records"),
+        ({"one": True}, "'two' is not known"),
+        ({"one": True, "two": True, "three": True}, "'three' is used by no sentence"),
+    ],
+)
+def test_a_report_with_a_wrong_claim_is_not_built(known, message, monkeypatch):
+    monkeypatch.setattr(claims, "all_claims", lambda: known)
+    with pytest.raises(Problem, match=message):
+        claims.check('#claim("one")[It is so.] And #claim("two")[that too.]')
+
+
+def test_claims_follow_the_records(tmp_path, monkeypatch):
+    """With CosFace's angles in the place of ArcFace's nothing turns away, and the claims say so."""
+    folder = records.ROOT / "figures/study"
+    runs = records.load_lines(folder / "collapse-cifar10.jsonl")
+    calm = next(run["mean_theta"] for run in runs if run["loss"] == "cosface")
+    for run in runs:
+        records.append_line(tmp_path / "collapse-cifar10.jsonl", run | {"mean_theta": calm})
+    monkeypatch.setattr(claims, "STUDY", tmp_path)
+    found = claims.of_the_collapse()
+    assert not found["ten of ten turn away, none of ten where the margin rises"]
+    assert not found["neither a lower nor a higher learning rate of the head prevents it"]
+    assert found["with the rise m = 0.5 does not turn away"]

@@ -1,0 +1,269 @@
+"""What the report says in words, as expressions over the records.
+
+Each sentence of its abstract, results and conclusion that compares stands in ``#claim("name")[…]``.
+The report is not built if a claim is false, is not known here, or is not used.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from experiment import records
+from experiment.errors import Problem
+from experiment.records import ROOT
+from study import losses, seeds
+from study.selection import RunsByLoss, common_seeds, differences, finished, load
+from study.tables import interval
+
+STUDY = ROOT / "figures" / "study"
+
+
+def mean_accuracy(runs: RunsByLoss) -> dict[str, float]:
+    """Mean test accuracy of each loss in %."""
+    return {
+        loss: float(np.mean([100 * run["test_accuracy"] for run in finished(of_loss)]))
+        for loss, of_loss in runs.items()
+    }
+
+
+def excludes_0(runs: RunsByLoss, loss: str) -> int:
+    """The sign of a loss's difference to ArcFace, or 0 if the interval contains 0."""
+    mean, half = interval(differences(runs, loss))
+    return int(np.sign(mean)) if abs(mean) > half else 0
+
+
+def angle(runs: RunsByLoss, key: str) -> dict[str, float]:
+    """Mean of an angle of Table 3 over the runs of each loss, in degrees."""
+    return {
+        loss: float(np.mean([run["angles"][key] for run in finished(of_loss)]))
+        for loss, of_loss in runs.items()
+    }
+
+
+def of_accuracy() -> dict[str, bool]:
+    """Of the losses compared."""
+    mnist, cifar = (common_seeds(load(STUDY, "losses", name)) for name in losses.SETUPS)
+    on_mnist, on_cifar = mean_accuracy(mnist), mean_accuracy(cifar)
+    others = [loss for loss in on_mnist if loss != "arcface"]
+    signs = {loss: excludes_0(cifar, loss) for loss in others}
+    return {
+        "on MNIST ArcFace has the best mean, by less than 0.1 points": all(
+            0 < on_mnist["arcface"] - on_mnist[loss] < 0.1 for loss in others
+        ),
+        "on MNIST no difference to ArcFace excludes 0": not any(
+            excludes_0(mnist, loss) for loss in others
+        ),
+        "on CIFAR-10 ArcFace is not ahead": max(on_cifar, key=lambda k: on_cifar[k]) != "arcface",
+        "on CIFAR-10 the means lie within a point": np.ptp(list(on_cifar.values())) < 1,
+        "on CIFAR-10 softmax alone differs from ArcFace, and is better": (
+            signs == {loss: int(loss == "softmax") for loss in others}
+        ),
+    }
+
+
+def of_angles() -> dict[str, bool]:
+    """Of the angles of the losses, and of ArcFace over scale and margin."""
+    found = {}
+    for name in losses.SETUPS:
+        runs = common_seeds(load(STUDY, "losses", name))
+        scales = {loss: of_loss[0]["scale"] or 0 for loss, of_loss in runs.items()}
+        inter = angle(runs, "inter_test")
+        found[name] = (
+            max(scales, key=lambda k: scales[k]) == "norm-softmax"
+            and min(inter, key=lambda k: inter[k]) == "norm-softmax"
+        )
+    cells = {
+        (run["scale"], run["margin"]): run["angles"]
+        for run in records.load_lines(STUDY / "grid-mnist.jsonl")
+    }
+
+    def ends(key: Callable[[dict[str, float]], float]) -> list[float]:
+        """The change from m = 0 to m = 0.5, for each scale."""
+        return [key(cells[scale, 0.5]) - key(cells[scale, 0.0]) for scale in losses.SCALES]
+
+    inter_at_0 = [cells[scale, 0.0]["inter_test"] for scale in losses.SCALES]
+    compact = [change < 0 for change in ends(lambda angles: angles["intra_test"])]
+    ratio = ends(lambda angles: angles["inter_test"] / angles["intra_test"])
+    return {
+        "normalised softmax has the largest scale and the closest classes": all(found.values()),
+        "without a margin, classes are closer the larger the scale": bool(
+            (np.diff(inter_at_0) < 0).all()
+        ),
+        "a margin makes classes compact at small scales alone": compact == [True] * 3 + [False] * 2,
+        "the ratio of Inter to Intra rises with the margin at every scale": min(ratio) > 0,
+    }
+
+
+def of_unseen_classes() -> dict[str, bool]:
+    """Of the verification of classes that training never saw."""
+    digits, objects = (load(STUDY, "unseen", name) for name in losses.SETUPS)
+
+    def eer(runs: RunsByLoss, loss: str) -> dict[tuple[int, int], float]:
+        left = finished(runs[loss])
+        return {(run["split"], run["seed"]): run["verification"]["eer"] for run in left}
+
+    mean_eer = {loss: float(np.mean(list(eer(digits, loss).values()))) for loss in digits}
+    intra, arcface = angle(digits, "intra_test"), eer(digits, "arcface")
+    better = ("norm-softmax", "softmax", "cosface")
+    by_split = [
+        {
+            loss: np.mean([value for (k, _), value in eer(objects, loss).items() if k == split])
+            for loss in objects
+            if any(k == split for k, _ in eer(objects, loss))
+        }
+        for split in (0, 1)
+    ]
+    every = [run for of_loss in digits.values() for run in of_loss]
+    errors = [run["verification"]["eer"] for run in every]
+    goes_with = {
+        key: stats.spearmanr(errors, [run["angles"][f"{key}_test"] for run in every])
+        for key in ("inter", "intra")
+    }
+    lost = {loss: len(runs) - len(finished(runs)) for loss, runs in objects.items()}
+    return {
+        "unseen digits: three losses are better than ArcFace with every split and seed": all(
+            eer(digits, loss)[key] < value for loss in better for key, value in arcface.items()
+        ),
+        "unseen objects: plain softmax has the lowest error rate on both splits": all(
+            min(split, key=lambda k: split[k]) == "softmax" for split in by_split
+        ),
+        "the most compact loss has the lowest errors on unseen digits": (
+            min(intra, key=lambda k: intra[k]) == min(mean_eer, key=lambda k: mean_eer[k])
+        ),
+        "errors on unseen digits go with Inter, not with Intra": (
+            goes_with["inter"].pvalue < 0.001 and goes_with["intra"].pvalue > 0.05
+        ),
+        "of the losses ArcFace alone collapsed, with both seeds of a split": (
+            lost.pop("arcface") == 2 and not any(lost.values())
+        ),
+    }
+
+
+def of_the_collapse() -> dict[str, bool]:
+    """Of trainings with the margin whole from the first step, and of those where it rises."""
+    runs = records.load_lines(STUDY / "collapse-cifar10.jsonl")
+
+    def away(loss: str, margin: float, rate: float, rise: float) -> list[bool]:
+        """Whether the last thirty steps of each training had a mean θ above 90°."""
+        wanted = (loss, margin, rate, rise)
+        keys = ("loss", "margin", "head_lr", "margin_warm_up")
+        chosen = [run for run in runs if tuple(run[key] for key in keys) == wanted]
+        return [bool(np.mean(run["mean_theta"][-30:]) > 90) for run in chosen]
+
+    return {
+        "ten of ten turn away, none of ten where the margin rises": (
+            away("arcface", 0.3, 0.25, 0.0) == [True] * 10
+            and away("arcface", 0.3, 0.25, 0.6) == [False] * 10
+        ),
+        "smaller margins and CosFace do not turn away": not any(
+            away("arcface", 0.1, 0.25, 0.0)
+            + away("arcface", 0.2, 0.25, 0.0)
+            + away("cosface", 0.3, 0.25, 0.0)
+        ),
+        "neither a lower nor a higher learning rate of the head prevents it": all(
+            away("arcface", 0.3, 0.0625, 0.0) + away("arcface", 0.3, 1.0, 0.0)
+        ),
+        "with the rise m = 0.5 does not turn away": not any(away("arcface", 0.5, 0.25, 0.6)),
+    }
+
+
+def of_noise() -> dict[str, bool]:
+    """Of the nearest class mean on corrupted images, by angle and by distance."""
+
+    def lead(name: str, loss: str, kind: str, strength: int) -> list[float]:
+        """Cosine minus Euclid, in points, for each seed."""
+        found = [run["corrupted"][kind][strength] for run in load(STUDY, "losses", name)[loss]]
+        return [100 * (one["cosine"] - one["euclidean"]) for one in found]
+
+    def clear(values: list[float]) -> int:
+        mean, half = interval(values)
+        return int(np.sign(mean)) if abs(mean) > half else 0
+
+    contrast = {
+        (name, loss): [np.mean(lead(name, loss, "contrast", k)) for k in range(1, 6)]
+        for name in losses.SETUPS
+        for loss in ("softmax", "arcface")
+    }
+    noisy = [
+        run["corrupted"]["noise"][1][metric]
+        for loss in ("softmax", "arcface")
+        for run in load(STUDY, "losses", "cifar10")[loss]
+        for metric in ("cosine", "euclidean")
+    ]
+    return {
+        "with less contrast the angle is right more often": all(
+            np.mean(values) > 0 for values in contrast.values()
+        ),
+        "most clearly on MNIST with ArcFace": (
+            max(contrast, key=lambda k: np.mean(contrast[k])) == ("mnist", "arcface")
+        ),
+        "under noise softmax is better by distance and ArcFace by angle, on MNIST": (
+            clear(lead("mnist", "softmax", "noise", 3)) == -1
+            and clear(lead("mnist", "arcface", "noise", 3)) == 1
+        ),
+        "noise of strength 1 ends both on CIFAR-10": max(noisy) < 0.2,
+    }
+
+
+def of_the_recipes() -> dict[str, bool]:
+    """Of the scripts' own runs."""
+    runs = {
+        (name, file): records.load_json(ROOT / f"figures/{name}/{file}.json")
+        for name in seeds.DATASETS
+        for file in ("seeds", "gpu")
+    }
+
+    def p(name: str) -> float:
+        of = [[run["test_accuracy"] for run in runs[name, file]] for file in ("seeds", "gpu")]
+        return float(stats.ttest_ind(*of, equal_var=False).pvalue)
+
+    within = [
+        np.mean([run["angles"]["intra_test"] for run in runs[n, "seeds"]]) for n in seeds.DATASETS
+    ]
+    means = [np.mean([run["test_accuracy"] for run in runs["mnist", f]]) for f in ("seeds", "gpu")]
+    return {
+        "the GPU's mean is lower on MNIST, by more than chance explains easily": (
+            means[1] < means[0] and p("mnist") < 0.05
+        ),
+        "on CIFAR-10 chance explains it": p("cifar10") > 0.05,
+        "CIFAR-10's classes are wider": within[1] > within[0],
+    }
+
+
+def all_claims() -> dict[str, bool]:
+    """Whether the records bear each claim out."""
+    parts: list[Callable[[], dict[str, Any]]] = [
+        of_accuracy,
+        of_angles,
+        of_unseen_classes,
+        of_the_collapse,
+        of_noise,
+        of_the_recipes,
+    ]
+    return {name: bool(holds) for part in parts for name, holds in part().items()}
+
+
+def check(report: str) -> None:
+    """Compare the claims that a report uses with those that hold.
+
+    Args:
+        report: its source.
+
+    Raises:
+        Problem: it uses a claim that is false or not known, or leaves one out.
+    """
+    known, used = all_claims(), set(re.findall(r'#claim\("([^"]+)"\)', report))
+    for name in sorted(used | known.keys()):
+        wrong = ""
+        if name not in known:
+            wrong = "is not known"
+        elif not known[name]:
+            wrong = "is refuted by the records"
+        elif name not in used:
+            wrong = "is used by no sentence"
+        if wrong:
+            what = f"The claim {name!r} {wrong}."
+            raise Problem(f"{what} Mend report.typ, or report/claims.py.")
