@@ -81,6 +81,7 @@ TRIALS: dict[str, dict[str, tuple[str, dict[str, Any], int]]] = {
             },
             1,
         ),
+        "s = 4": ("two convolutions, to 32 px", {"scale": 4.0}, 1),
         "batches of 1,000": (
             "two convolutions, to 32 px",
             {
