@@ -13,6 +13,7 @@ from torch import Tensor
 from experiment.errors import Problem
 
 FILES = {"MNIST": "mnist.csv", "CIFAR-10": "cifar10.csv"}
+IMAGES = 10_000  # in each of both test sets
 MAJORITY = 3  # of five people
 
 
@@ -45,10 +46,10 @@ def on_corrected_labels(dataset: str, labels: Tensor, predicted: Tensor) -> dict
     Returns:
         mistakes_on_label_errors: how many of the wrong answers are for images with a validated
         label error. test_accuracy_corrected: the accuracy with the right labels, without the
-        images that have none. Both are None for other data sets.
+        images that have none. Both are None for other images.
     """
     errors = validated(dataset)
-    if not errors:
+    if not errors or len(labels) != IMAGES:
         return {"mistakes_on_label_errors": None, "test_accuracy_corrected": None}
     index = list(errors)
     right = labels.clone()

@@ -112,20 +112,23 @@ def run_seeds(
     words += ["--device", device]
     scratch = folder / "seed-warm-up"
     if device == "cuda" and missing:
-        train(script, [*words, "--epochs", str(WARM_UP_EPOCHS)], source, scratch)
+        train(script, prepare(script, [*words, "--epochs", str(WARM_UP_EPOCHS)], source, scratch))
         shutil.rmtree(scratch)
-    before = published() if published and missing else 0.0
+    before = None
     for seed in missing:
         pictures = seed == 0 and device == "cpu"
         out = folder if pictures else folder / f"seed-{seed}-{device}"
-        task, trained = train(script, [*words, "--seed", str(seed)], source, out)
+        task = prepare(script, [*words, "--seed", str(seed)], source, out)
+        if published and before is None:
+            before = published()
+        trained = train(script, task)
         if pictures:
             run.finish(task, trained)
             record = records.load_json(out / "run.json")
         else:
             record, _ = run.evaluate(task, trained)
         del record["history"]
-        if published:
+        if published and before is not None:
             after = published()
             record["yardstick_seconds"], before = (before + after) / 2, after
         found = sorted([*found, record], key=lambda record: record["seed"])
@@ -134,10 +137,8 @@ def run_seeds(
             shutil.rmtree(out)
 
 
-def train(
-    script: ModuleType, words: list[str], source: Path | None, out: Path
-) -> tuple[run.Task, run.Trained]:
-    """Train as ``words`` on a script's command line say; resume if ``out`` has a checkpoint.
+def prepare(script: ModuleType, words: list[str], source: Path | None, out: Path) -> run.Task:
+    """What is to be trained, as ``words`` on a script's command line say.
 
     Raises Problem if the data would be the synthetic stand-in.
     """
@@ -150,7 +151,13 @@ def train(
             "Seeds are not run on the synthetic stand-in. "
             "Name the folder with the real data with --data."
         )
-    return task, script.train(task.recipe, task.settings, task.data, out, options.resume)
+    return task
+
+
+def train(script: ModuleType, task: run.Task) -> run.Trained:
+    """Train; go on from the checkpoint in the task's folder, where there is one."""
+    resume = (task.out / "checkpoint.pt").exists()
+    return script.train(task.recipe, task.settings, task.data, task.out, resume)
 
 
 def main(argv: list[str] | None = None, root: Path = ROOT) -> int:

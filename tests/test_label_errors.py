@@ -24,15 +24,17 @@ def test_known_examples():
 def test_answers_are_judged_with_and_without_the_errors(monkeypatch):
     """Six images; the label of image 1 should be 2, and image 4 has no right label."""
     monkeypatch.setattr(label_errors, "validated", lambda dataset: {1: 2, 4: None})
+    monkeypatch.setattr(label_errors, "IMAGES", 6)
     labels = torch.tensor([0, 1, 2, 0, 1, 2])
     predicted = torch.tensor([0, 2, 2, 1, 0, 2])  # wrong: 1, 3, 4; with the right labels: 3
     found = label_errors.on_corrected_labels("MNIST", labels, predicted)
     assert found == {"mistakes_on_label_errors": 2, "test_accuracy_corrected": 4 / 5}
 
 
-def test_other_data_sets_have_none():
-    labels = torch.zeros(3, dtype=torch.int64)
-    found = label_errors.on_corrected_labels("synthetic", labels, labels)
+@pytest.mark.parametrize(("dataset", "count"), [("synthetic", 10_000), ("MNIST", 5_000)])
+def test_other_images_have_none(dataset, count):
+    labels = torch.zeros(count, dtype=torch.int64)
+    found = label_errors.on_corrected_labels(dataset, labels, labels)
     assert set(found.values()) == {None}
 
 

@@ -158,7 +158,8 @@ def test_each_seed_is_timed_beside_a_published_training(script, tmp_path):
 def test_a_seed_is_the_script_s_own_run(script, tmp_path):
     found = run_seeds(script, 2, tmp_path / "seeds")
     words = ["--device", "cpu", "--seed", "1"]
-    task, trained = seeds.train(script, words, None, tmp_path / "alone")
+    task = seeds.prepare(script, words, None, tmp_path / "alone")
+    trained = seeds.train(script, task)
     assert found[1]["command"] == "python arcface_mnist.py --device cpu --seed 1"
     assert found[1]["test_accuracy"] == trained.history[-1]["test_accuracy"]
     settings = {key: found[1][key] for key in vars(task.settings)}
