@@ -87,7 +87,16 @@ def of_angles() -> dict[str, bool]:
     inter_at_0 = [cells[scale, 0.0]["inter_test"] for scale in losses.SCALES]
     compact = [change < 0 for change in ends(lambda angles: angles["intra_test"])]
     ratio = ends(lambda angles: angles["inter_test"] / angles["intra_test"])
+    by_margin = margins_tried()
+    within, between = (
+        [np.mean([run["angles"][f"{key}_test"] for run in by_margin[m]]) for m in sorted(by_margin)]
+        for key in ("intra", "inter")
+    )
     return {
+        "in the script's recipe a larger margin makes classes more compact": bool(
+            (np.diff(within) < 0).all()
+        ),
+        "and leaves their distance": np.ptp(between) < 2,
         "normalised softmax has the largest scale and the closest classes": all(found.values()),
         "without a margin, classes are closer the larger the scale": bool(
             (np.diff(inter_at_0) < 0).all()
@@ -95,6 +104,16 @@ def of_angles() -> dict[str, bool]:
         "a margin makes classes compact at small scales alone": compact == [True] * 3 + [False] * 2,
         "the ratio of Inter to Intra rises with the margin at every scale": min(ratio) > 0,
     }
+
+
+def margins_tried() -> dict[float, list[dict[str, Any]]]:
+    """The trials of MNIST's recipe that differ in the margin alone, by margin in radians."""
+    names = ("start", *(f"m = {m}" for m in ("0", "0.2", "0.3", "0.5")))
+    found: dict[float, list[dict[str, Any]]] = {}
+    for run in records.load_lines(ROOT / "figures/tuning/mnist.jsonl"):
+        if run["trial"] in names:
+            found.setdefault(run["recipe"]["default_margins"]["arcface"], []).append(run)
+    return found
 
 
 def of_unseen_classes() -> dict[str, bool]:

@@ -2,6 +2,7 @@
 
 import ast
 import textwrap
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -32,6 +33,7 @@ def numbers() -> dict[str, Any]:
         found: dict[str, Any] = {name: run_numbers(name) for name in seeds.DATASETS}
         markdown = {"results": seeds.table(), **tables.study_tables(ROOT / "figures/study")}
         claims.check((ROOT / "report/report.typ").read_text(encoding="utf-8"))
+        found["margins"] = margin_numbers()
         found |= {"recipes": recipe_rows(), "grid": grid_numbers(), "unseen": unseen_numbers()}
         return found | {"tables": {name: rows(table) for name, table in markdown.items()}}
     except (LookupError, TypeError, ValueError, AttributeError) as error:
@@ -122,6 +124,22 @@ def grid_numbers() -> dict[str, Any]:
         lines.append([str(scale), *cells])
         inter.append(f"{runs[scale, 0.0]['inter_test']:.1f}°")
     return {"rows": lines, "inter_at_0": ", ".join(inter)}
+
+
+def margin_numbers() -> dict[str, str]:
+    """Means over the seeds of MNIST's trials that differ in the margin alone: angles, accuracy."""
+    runs = claims.margins_tried()
+
+    def means(key: Callable[[dict[str, Any]], float], digits: int) -> str:
+        found = [sum(map(key, runs[m])) / len(runs[m]) for m in sorted(runs)]
+        return ", ".join(f"{value:.{digits}f}" for value in found)
+
+    return {
+        "m": ", ".join(f"{m:g}" for m in sorted(runs)),
+        "intra": means(lambda run: run["angles"]["intra_test"], 1),
+        "inter": means(lambda run: run["angles"]["inter_test"], 1),
+        "accuracy": means(lambda run: 100 * run["accuracy"], 2),
+    }
 
 
 def unseen_numbers() -> dict[str, Any]:
