@@ -4,6 +4,7 @@ Each sentence of its abstract, results and conclusion that compares stands in ``
 The report is not built if a claim is false, is not known here, or is not used.
 """
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -172,7 +173,20 @@ def of_the_collapse() -> dict[str, bool]:
         chosen = [run for run in runs if tuple(run[key] for key in keys) == wanted]
         return [bool(np.mean(run["mean_theta"][-30:]) > 90) for run in chosen]
 
+    whole = [run for run in runs if run["loss"] == "arcface" and not run["margin_warm_up"]]
+
+    def below(run: dict[str, Any]) -> list[int]:
+        """The steps in which θ is below 90° − m/2."""
+        limit = 90 - math.degrees(run["margin"]) / 2
+        return [step for step, theta in enumerate(run["mean_theta"], start=1) if theta < limit]
+
     return {
+        "with m = 0.3 θ does not fall below 90° − m/2 before it rises": not any(
+            below(run) for run in whole if run["margin"] == 0.3
+        ),
+        "with m = 0.1 and 0.2 it falls below in the first steps": all(
+            below(run) and below(run)[0] <= 15 for run in whole if run["margin"] < 0.3
+        ),
         "ten of ten turn away, none of ten where the margin rises": (
             away("arcface", 0.3, 0.25, 0.0) == [True] * 10
             and away("arcface", 0.3, 0.25, 0.6) == [False] * 10

@@ -7,9 +7,10 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+import torch
 from scipy import stats
 
-from experiment import records
+from experiment import label_errors, records
 from experiment.errors import Problem
 from experiment.records import ROOT
 from report import claims
@@ -49,6 +50,8 @@ def run_numbers(name: str) -> dict[str, Any]:
     first, runs, on_gpu = files
     arrays = records.load_arrays(folder / "arrays.npz")
     wrong = arrays["predicted"] != arrays["labels"]
+    answers = [torch.from_numpy(arrays[key]).long() for key in ("labels", "predicted")]
+    corrected = label_errors.on_corrected_labels(first["dataset"], *answers)
     accuracies = [[run["test_accuracy"] for run in of] for of in (runs, on_gpu)]
     settings = ("scale", "margin", "epochs", "batch_size", "embedding_size", "precision")
     tta = first["test_accuracy_tta"]
@@ -61,7 +64,9 @@ def run_numbers(name: str) -> dict[str, Any]:
         "run_tta": None if tta is None else f"{100 * tta:.2f}",
         "wrong": int(wrong.sum()),
         "cat_dog": int((wrong & cats_and_dogs(arrays)).sum()),
-        "mean_pair": mean_pair(arrays["centres"].astype(float)),
+        **pairs(arrays["centres"].astype(float)),
+        "on_errors": corrected["mistakes_on_label_errors"],
+        "corrected": f"{100 * corrected['test_accuracy_corrected']:.2f}",
         "torch": first["versions"]["torch"].partition("+")[0],
         "total_seconds": tables.mean_ci([run["total_seconds"] for run in runs], 0),
         "gpu_torch": on_gpu[0]["versions"]["torch"].partition("+")[0],
@@ -77,11 +82,11 @@ def cats_and_dogs(arrays: dict[str, np.ndarray]) -> np.ndarray:
     return np.isin(arrays["labels"], pair) & np.isin(arrays["predicted"], pair)
 
 
-def mean_pair(centres: np.ndarray) -> str:
-    """The mean angle between two class centres, n × d, in degrees."""
+def pairs(centres: np.ndarray) -> dict[str, str]:
+    """The mean and the least angle between two class centres, n × d, in degrees."""
     i, j = np.triu_indices(len(centres), 1)
     theta = np.degrees(np.arccos((centres[i] * centres[j]).sum(axis=1)))
-    return f"{theta.mean():.1f}°"
+    return {"mean_pair": f"{theta.mean():.1f}°", "least_pair": f"{theta.min():.1f}°"}
 
 
 def recipe_rows() -> list[list[str]]:
