@@ -90,7 +90,12 @@ TRIALS: dict[str, dict[str, tuple[str, dict[str, Any], int]]] = {
             },
             1,
         ),
-        "no change of light": ("batches of 1,000", {"augmentation": {"light": 0.0}}, 1),
+        "rates × 1.5": (
+            "two convolutions, to 32 px",
+            {"learning_rates": {"filters": 0.36, "others": 0.6, "head": 1.5}},
+            1,
+        ),
+        "no change of light": ("two convolutions, to 32 px", {"augmentation": {"light": 0.0}}, 1),
         "two convolutions, to 28 px": (
             "two convolutions, to 32 px",
             {"augmentation": {"sizes": [16, 20, 24, 28]}, "epochs": 26},
