@@ -7,7 +7,7 @@ import torch
 
 import arcface_mnist
 from experiment import records
-from study import trials, tuning
+from study import tables, trials, tuning
 from tests.helpers import tiny
 
 FOLDER = records.ROOT / "figures" / "tuning"
@@ -31,6 +31,12 @@ def test_the_records_are_of_the_trials(dataset):
     for record in records.load_lines(path) if path.exists() else []:
         assert record["recipe"] == asdict(tuning.recipe_of(dataset, record["trial"]))
         assert record["held_out"] == tuning.HELD_OUT[dataset]
+
+
+@pytest.mark.parametrize("dataset", tuning.SCRIPTS)
+def test_the_page_has_the_tables_of_the_records(dataset):
+    text = (FOLDER / "README.md").read_text(encoding="utf-8")
+    assert tables.fill(text, dataset, tuning.table(dataset, FOLDER)) == text
 
 
 @pytest.fixture
