@@ -100,7 +100,7 @@ def add_options(parser: argparse.ArgumentParser, recipe: Recipe, name: str) -> N
         default=argparse.SUPPRESS,
         help=f"arcface: m in radians, up to π/2 (default: {margin['arcface']}); cosface: of the "
         f"cosine (default: {margin['cosface']}); sphereface: factor on the angle (default: "
-        f"{margin['sphereface']})",
+        f"{margin['sphereface']}); it rises over the first steps",
     )
     for option, choices, text in (
         ("--device", ("auto", "cuda", "mps", "cpu"), "where to compute"),
