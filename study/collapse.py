@@ -75,7 +75,7 @@ def draw(folder: Path) -> plt.Figure:
     """θ to the own centre over the steps, a line for each seed. It is to be printed 3.4 in wide."""
     figure, axes = plt.subplots(figsize=(3.4, 2.6))
     runs = records.load_lines(folder / "collapse-cifar10.jsonl")
-    for rise, colour, label in ((0.0, ORANGE, "m from the first step"), (0.6, BLUE, "m rises")):
+    for rise, colour, label in ((0.0, ORANGE, "whole m"), (0.6, BLUE, "rising m")):
         chosen = [
             run
             for run in runs
@@ -87,10 +87,10 @@ def draw(folder: Path) -> plt.Figure:
             axes.plot(steps, run["mean_theta"], color=colour, linewidth=0.7)
         axes.plot([], [], color=colour, label=f"{label} ({len(chosen)} seeds)")
     axes.axvline(72, color="grey", linestyle=":", linewidth=1)
-    axes.annotate("end of\nthe warm-up", (72, 68), xytext=(4, 0), textcoords="offset points")
+    axes.annotate("end of\nthe warm-up", (72, 35), xytext=(4, 0), textcoords="offset points")
     axes.set(xlabel="step", ylabel="mean θ to the own centre in °")
     axes.set(ylim=(0, 180), yticks=range(0, 181, 30), title="Six classes, s = 12, m = 0.3")
-    axes.legend(loc="upper left", bbox_to_anchor=(0, 0.76), handlelength=1)
+    axes.legend(loc="center right", bbox_to_anchor=(1, 0.58), handlelength=1)
     return figure
 
 

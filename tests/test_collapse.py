@@ -48,7 +48,7 @@ def test_the_picture_has_a_line_for_each_seed(tmp_path):
         [89.0, 21.0],
     ]
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert labels == ["m from the first step (1 seeds)", "m rises (2 seeds)"]
+    assert labels == ["whole m (1 seeds)", "rising m (2 seeds)"]
     plt.close("all")
 
 
