@@ -122,7 +122,7 @@ def accuracy(record: dict, arrays: dict) -> plt.Figure:
         title=f"{_title(record)}:\n{last:.2f}% of the test images are right",
     )
     _epochs(axes, record)
-    axes.legend(loc="lower right", bbox_to_anchor=(1, 0.1))
+    axes.legend(loc="lower right")
     return figure
 
 
