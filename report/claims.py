@@ -30,9 +30,9 @@ def mean_accuracy(runs: RunsByLoss) -> dict[str, float]:
     }
 
 
-def excludes_0(runs: RunsByLoss, loss: str) -> int:
-    """The sign of a loss's difference to ArcFace, or 0 if the interval contains 0."""
-    mean, half = interval(differences(runs, loss))
+def sign(values: list[float]) -> int:
+    """The sign of the values' mean, or 0 if its interval contains 0."""
+    mean, half = interval(values)
     return int(np.sign(mean)) if abs(mean) > half else 0
 
 
@@ -49,13 +49,13 @@ def of_accuracy() -> dict[str, bool]:
     mnist, cifar = (common_seeds(load(STUDY, "losses", name)) for name in losses.SETUPS)
     on_mnist, on_cifar = mean_accuracy(mnist), mean_accuracy(cifar)
     others = [loss for loss in on_mnist if loss != "arcface"]
-    signs = {loss: excludes_0(cifar, loss) for loss in others}
+    signs = {loss: sign(differences(cifar, loss)) for loss in others}
     return {
         "on MNIST ArcFace has the best mean, by less than 0.1 points": all(
             0 < on_mnist["arcface"] - on_mnist[loss] < 0.1 for loss in others
         ),
         "on MNIST no difference to ArcFace excludes 0": not any(
-            excludes_0(mnist, loss) for loss in others
+            sign(differences(mnist, loss)) for loss in others
         ),
         "on CIFAR-10 ArcFace is not ahead": max(on_cifar, key=lambda k: on_cifar[k]) != "arcface",
         "on CIFAR-10 the means lie within a point": np.ptp(list(on_cifar.values())) < 1,
@@ -211,10 +211,6 @@ def of_noise() -> dict[str, bool]:
         found = [run["corrupted"][kind][strength] for run in load(STUDY, "losses", name)[loss]]
         return [100 * (one["cosine"] - one["euclidean"]) for one in found]
 
-    def clear(values: list[float]) -> int:
-        mean, half = interval(values)
-        return int(np.sign(mean)) if abs(mean) > half else 0
-
     contrast = {
         (name, loss): [np.mean(lead(name, loss, "contrast", k)) for k in range(1, 6)]
         for name in losses.SETUPS
@@ -234,8 +230,8 @@ def of_noise() -> dict[str, bool]:
             max(contrast, key=lambda k: np.mean(contrast[k])) == ("mnist", "arcface")
         ),
         "under noise softmax is better by distance and ArcFace by angle, on MNIST": (
-            clear(lead("mnist", "softmax", "noise", 3)) == -1
-            and clear(lead("mnist", "arcface", "noise", 3)) == 1
+            sign(lead("mnist", "softmax", "noise", 3)) == -1
+            and sign(lead("mnist", "arcface", "noise", 3)) == 1
         ),
         "noise of strength 1 ends both on CIFAR-10": max(noisy) < 0.2,
     }

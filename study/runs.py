@@ -76,6 +76,25 @@ class Task:
         return "-".join([self.part, self.dataset, self.loss, *words])
 
 
+def arcface_settings(recipe: Recipe, **values: Any) -> Settings:
+    """What a run of ArcFace by a recipe, with all its own settings and seed 0, is asked to do.
+
+    Args:
+        values: of Settings, among them dataset, device and precision; others replace the recipe's.
+    """
+    usual: dict[str, Any] = {
+        "loss": "arcface",
+        "scale": recipe.scale,
+        "margin": recipe.default_margins["arcface"],
+        "embedding_size": recipe.embedding_size,
+        "epochs": recipe.epochs,
+        "batch_size": recipe.batch_size,
+        "seed": 0,
+        "threads": torch.get_num_threads(),
+    }
+    return Settings(**usual | values)
+
+
 class Study:
     """Trains what has no record yet.
 

@@ -26,6 +26,7 @@ from experiment.data import Data
 from experiment.recipe import Recipe, Settings
 from experiment.records import ROOT
 from experiment.training import Diverged, epoch_lengths
+from study.runs import arcface_settings
 from study.tables import fill_file, markdown, mean_ci
 from study.trials import START, TRIALS
 from study.yardstick import YARDSTICKS
@@ -63,18 +64,12 @@ def run(dataset: str, name: str, seed: int, held_out: Data, folder: Path) -> dic
         if (record["trial"], record["seed"]) == (name, seed):
             return record
     device = machine.choose_device("auto")
-    settings = Settings(
+    settings = arcface_settings(
+        recipe,
         dataset=held_out.name,
-        loss="arcface",
-        scale=recipe.scale,
-        margin=recipe.default_margins["arcface"],
-        embedding_size=recipe.embedding_size,
-        epochs=recipe.epochs,
-        batch_size=recipe.batch_size,
         seed=seed,
         device=device.type,
         precision=machine.choose_precision("auto", device),
-        threads=torch.get_num_threads(),
         stop_if_diverged=False,
     )
     record = {

@@ -27,8 +27,9 @@ from experiment import machine
 from experiment.augment import shift_and_flip, to_float
 from experiment.data import Data
 from experiment.layers import Conv
-from experiment.recipe import Recipe, Settings
+from experiment.recipe import Recipe
 from experiment.training import epoch_lengths
+from study.runs import arcface_settings
 
 SKIPPED = 2  # steps before those that are measured: they allocate
 
@@ -160,18 +161,13 @@ def script_steps(
     """
     names = [str(k) for k in range(10)]
     few = pixels[:10], label[:10]  # for the evaluation
-    settings = Settings(
+    settings = arcface_settings(
+        recipe,
         dataset="random",
-        loss="arcface",
-        scale=recipe.scale,
-        margin=recipe.default_margins["arcface"],
-        embedding_size=recipe.embedding_size,
         epochs=steps,
         batch_size=len(pixels),
-        seed=0,
         device="cpu",
         precision=machine.choose_precision(precision, torch.device("cpu")),
-        threads=torch.get_num_threads(),
     )
     with TemporaryDirectory() as scratch, redirect_stdout(io.StringIO()):
         source = Data("random", names, pixels, label, *few, checksums={})
