@@ -1,8 +1,37 @@
 """The convolution block of both networks."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+AMX = torch.cpu._is_amx_tile_supported()
+SMALL = 5  # pixels: up to this side SmallConvolution is faster
+
+
+class SmallConvolution(torch.autograd.Function):
+    """F.conv2d(x, filters, padding=1), with the filters' gradient as one matrix product.
+
+    On a CPU with AMX oneDNN's own way to that gradient is slow for small images: for 2,000 images
+    of 3 × 3 pixels and 256 channels this halves the backward pass (106 ms to 47 ms on two cores).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, filters: Tensor) -> Tensor:
+        ctx.save_for_backward(x, filters)
+        return F.conv2d(x, filters, padding=1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        x, filters = ctx.saved_tensors
+        (height, width), channels = x.shape[2:], x.shape[1]
+        padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
+        patches = padded.unfold(1, height, 1).unfold(2, width, 1)  # N × 3 × 3 × C × H × W
+        patches = patches.permute(0, 4, 5, 1, 2, 3).reshape(-1, 9 * channels)  # a row for a pixel
+        of_filters = gradient.permute(0, 2, 3, 1).flatten(0, 2).T @ patches
+        of_filters = of_filters.unflatten(1, (3, 3, channels)).permute(0, 3, 1, 2)
+        return torch.nn.grad.conv2d_input(x.shape, filters, gradient, padding=1), of_filters
 
 
 class Conv(nn.Module):
@@ -27,7 +56,10 @@ class Conv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         filters = self.weight.unflatten(1, (3, 3, self.in_channels))
-        return F.conv2d(x, filters.permute(0, 3, 1, 2), padding=1)  # channels_last, as x is
+        filters = filters.permute(0, 3, 1, 2)  # channels_last, as x is
+        if AMX and x.dtype == torch.bfloat16 and max(x.shape[2:]) <= SMALL and x.is_cpu:
+            return SmallConvolution.apply(x, filters.to(x.dtype))
+        return F.conv2d(x, filters, padding=1)
 
     @torch.no_grad()
     def renormalise(self) -> None:

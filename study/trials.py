@@ -95,7 +95,14 @@ TRIALS: dict[str, dict[str, tuple[str, dict[str, Any], int]]] = {
             {"learning_rates": {"filters": 0.36, "others": 0.6, "head": 1.5}},
             1,
         ),
+        "rates × 0.7": (
+            "two convolutions, to 32 px",
+            {"learning_rates": {"filters": 0.17, "others": 0.28, "head": 0.7}},
+            1,
+        ),
+        "no hidden square": ("two convolutions, to 32 px", {"augmentation": {"hidden": 0}}, 1),
         "no change of light": ("two convolutions, to 32 px", {"augmentation": {"light": 0.0}}, 1),
+        "hardest half": ("two convolutions, to 32 px", {"hardest": 0.5, "epochs": 17}, 1),
         "two convolutions, to 28 px": (
             "two convolutions, to 32 px",
             {"augmentation": {"sizes": [16, 20, 24, 28]}, "epochs": 26},

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from experiment.layers import Conv, Residual, batch_norm, block
+from experiment import layers
+from experiment.layers import Conv, Residual, SmallConvolution, batch_norm, block
 
 
 def random_conv(in_channels: int, out_channels: int) -> Conv:
@@ -37,6 +38,40 @@ def test_conv_equals_the_sum_over_each_patch():
     torch.manual_seed(0)
     conv, x = random_conv(3, 5), torch.randn(2, 3, 6, 7)
     assert torch.allclose(conv(x), convolution(x, conv.weight), atol=1e-5)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 4), (3, 2)])
+def test_the_gradients_for_small_images_are_the_derivatives(height, width):
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, height, width, dtype=torch.float64, requires_grad=True)
+    filters = torch.randn(4, 3, 3, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(SmallConvolution.apply, (x, filters))
+
+
+def test_a_cpu_with_amx_gets_the_same_gradient_for_small_images(monkeypatch):
+    """As another one, but for bfloat16's rounding; on large images nothing differs."""
+    torch.manual_seed(0)
+    conv, used = random_conv(3, 5), []
+
+    class Watched(SmallConvolution):
+        @staticmethod
+        def backward(ctx, gradient):
+            used.append(gradient.shape[2])
+            return SmallConvolution.backward(ctx, gradient)
+
+    monkeypatch.setattr(layers, "SmallConvolution", Watched)
+
+    def gradient(side: int, amx: bool) -> torch.Tensor:
+        monkeypatch.setattr(layers, "AMX", amx)
+        x = torch.linspace(-1, 1, 6 * side * side).view(2, 3, side, side).bfloat16()
+        with torch.autocast("cpu", torch.bfloat16):
+            y = conv(x)
+        (found,) = torch.autograd.grad(y.float().square().sum(), conv.weight)
+        return found
+
+    assert torch.allclose(gradient(4, True), gradient(4, False), rtol=0.02, atol=0.02)
+    assert torch.equal(gradient(6, True), gradient(6, False))
+    assert used == [4]
 
 
 @pytest.mark.parametrize(("channels", "filters"), [(3, 5), (5, 3)])
