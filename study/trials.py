@@ -79,7 +79,7 @@ TRIALS: dict[str, dict[str, tuple[str, dict[str, Any], int]]] = {
                 "augmentation": {"sizes": [16, 20, 24, 28, 32]},
                 "epochs": 22,
             },
-            1,
+            2,
         ),
         "s = 4": ("two convolutions, to 32 px", {"scale": 4.0}, 1),
         "batches of 1,000": (
@@ -103,6 +103,16 @@ TRIALS: dict[str, dict[str, tuple[str, dict[str, Any], int]]] = {
         "no hidden square": ("two convolutions, to 32 px", {"augmentation": {"hidden": 0}}, 1),
         "no change of light": ("two convolutions, to 32 px", {"augmentation": {"light": 0.0}}, 1),
         "hardest half": ("two convolutions, to 32 px", {"hardest": 0.5, "epochs": 17}, 1),
+        "as airbench94": (
+            "two convolutions, to 32 px",
+            {
+                "augmentation": {"shift": 2, "hidden": 0, "sizes": [32], "light": 0.0},
+                "hardest": 1.0,
+                "epochs": 8,
+                "full_epochs": [8, 0],
+            },
+            1,
+        ),
         "two convolutions, to 28 px": (
             "two convolutions, to 32 px",
             {"augmentation": {"sizes": [16, 20, 24, 28]}, "epochs": 26},
