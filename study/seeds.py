@@ -23,6 +23,7 @@ import arcface_cifar10
 import arcface_mnist
 from experiment import cli, errors, records, run
 from experiment.errors import Problem
+from experiment.recipe import Recipe
 from experiment.records import ROOT, Record
 from study.tables import fill_file, interval, markdown, mean_ci
 from study.yardstick import yardstick_seconds
@@ -30,6 +31,7 @@ from study.yardstick import yardstick_seconds
 SCRIPTS = {"mnist": arcface_mnist, "cifar10": arcface_cifar10}
 DATASETS = tuple(SCRIPTS)
 RECIPES = (*DATASETS, *(f"{dataset}-best" for dataset in DATASETS))  # each a folder of figures/
+CHANGEABLE = ("epochs", "batch_size", "embedding_size", "scale")  # by an option, of a recipe
 WARM_UP_EPOCHS = 4  # of the training that loads a GPU's kernels: with it every size of image occurs
 
 
@@ -52,16 +54,28 @@ def means(runs: list[Record]) -> dict[str, str]:
     }
 
 
+def is_made_by(recipe: Recipe, record: Record) -> bool:
+    """Whether a record is of a training by this recipe, as it is now."""
+    used = [recipe.hyperparameters, *(getattr(recipe, key) for key in CHANGEABLE)]
+    return [record["hyperparameters"], *(record[key] for key in CHANGEABLE)] == used
+
+
 def table(root: Path = ROOT) -> str:
-    """The README's table of results, in Markdown, from the records of all seeds below ``root``."""
+    """The README's table of results, in Markdown, from the records of all seeds below ``root``.
+
+    Records that another version of a recipe made are called so.
+    """
     lines = []
     for file, name in product(("seeds.json", "gpu.json"), RECIPES):
         path = root / "figures" / name / file
         if path.exists():
             runs = records.load_json(path)
             text, first = means(runs), runs[0]
-            best = ", --recipe best" if name not in DATASETS else ""
-            line = [first["dataset"] + best, str(len(runs)), f"**{text['mean']}**"]
+            dataset, _, best = name.partition("-")
+            recipe = SCRIPTS[dataset].RECIPES[best or "default"]
+            what = first["dataset"] + (", --recipe best" if best else "")
+            what += "" if all(is_made_by(recipe, run) for run in runs) else ", an earlier version"
+            line = [what, str(len(runs)), f"**{text['mean']}**"]
             line += [text["mean_tta"], text["seconds"], f"{text['intra_test']}°"]
             lines.append([*line, f"{first['device_name']}, {first['precision']}"])
     head = ["", "seeds", "test accuracy, %", "with TTA, %", "training, s"]
@@ -92,7 +106,7 @@ def run_seeds(
     device: str,
     published: Callable[[], float] | None = None,
 ) -> None:
-    """Run the seeds that have no record in ``folder`` yet.
+    """Run the seeds that have no record by this recipe in ``folder`` yet.
 
     On a GPU a short training goes before them, uncounted, which loads its kernels.
 
@@ -107,6 +121,7 @@ def run_seeds(
     """
     path = folder / ("gpu.json" if device == "cuda" else "seeds.json")
     found = records.load_json(path) if path.exists() else []
+    found = [record for record in found if is_made_by(script.RECIPES[recipe], record)]
     missing = sorted(set(range(seeds)) - {record["seed"] for record in found})
     words = ["--recipe", recipe] if recipe != "default" else []
     words += ["--device", device]

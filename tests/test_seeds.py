@@ -22,6 +22,9 @@ def record(seed=0, **values):
     """A record, as the table reads it."""
     defaults = {"dataset": "MNIST", "seed": seed, "test_accuracy": 0.99, "test_accuracy_tta": None}
     defaults |= {"train_seconds": 3.0, "angles": {"intra_test": 10.0}}
+    recipe = arcface_mnist.DEFAULT
+    defaults |= {key: getattr(recipe, key) for key in ("epochs", "batch_size", "scale")}
+    defaults |= {"embedding_size": 128, "hyperparameters": recipe.hyperparameters}
     return defaults | {"device_name": "a CPU", "precision": "bfloat16"} | values
 
 
@@ -82,8 +85,8 @@ def test_recipes_and_machines_have_rows_of_their_own(tmp_path):
     rows = seeds.table(tmp_path).splitlines()[2:]
     assert rows == [
         "| MNIST | 1 | **99.00** | – | 3.0 | 10.0° | a CPU, bfloat16 |",
-        "| MNIST, --recipe best | 3 | **99.00 ± 0.00** | – | 3.0 ± 0.0 | 10.0 ± 0.0° "
-        "| a CPU, bfloat16 |",
+        "| MNIST, --recipe best, an earlier version | 3 | **99.00 ± 0.00** | – | 3.0 ± 0.0 "
+        "| 10.0 ± 0.0° | a CPU, bfloat16 |",
         "| MNIST | 1 | **99.00** | – | 3.0 | 10.0° | a GPU, bfloat16 |",
     ]
 
@@ -127,6 +130,14 @@ def script(small, small_data, monkeypatch):
     source = replace(small_data["MNIST"], name="MNIST")
     monkeypatch.setattr(data, "load", lambda name, folder: source)
     return Script()
+
+
+def test_an_earlier_version_of_a_recipe_is_run_again(script, tmp_path):
+    before = run_seeds(script, 2, tmp_path)
+    records.save_json(tmp_path / "seeds.json", [before[0] | {"epochs": 3}, before[1]])
+    script.calls.clear()
+    found = run_seeds(script, 2, tmp_path)
+    assert [run["epochs"] for run in found] == [2, 2] and len(script.calls) == 1
 
 
 def run_seeds(script, seeds_wanted, folder, recipe="default"):
