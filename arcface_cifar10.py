@@ -96,30 +96,33 @@ def augment(
 
 DEFAULT = Recipe(
     dataset="CIFAR-10",
-    network={"widths": [64, 256, 256], "residual": True, "bn_momentum": 0.4},
-    augmentation={"shift": 3, "hidden": 5, "sizes": [20, 24, 28, 32], "light": 0.0},
+    network={"widths": [64, 256, 256], "residual": False, "bn_momentum": 0.4},
+    augmentation={"shift": 3, "hidden": 5, "sizes": [16, 20, 24, 28, 32], "light": 0.15},
     learning_rates={"filters": 0.24, "others": 0.4, "head": 1.0, "linear head": 0.04},
     muon={"momentum": 0.6, "weight_decay": 0, "ns_steps": 3},
     sgd={"momentum": 0.85, "nesterov": True},
-    warm_up=0.1,
+    warm_up=0.02,
     margin_warm_up=0.1,
-    hardest=0.5,
-    full_epochs=[2, 2],
+    hardest=0.35,
+    full_epochs=[2, 1],
     views=[[0, 0.25], [1, 0.125], [-1, 0.125]],
-    epochs=20,
+    epochs=22,
     batch_size=2000,
     embedding_size=256,
     scale=6.0,
     default_margins={"arcface": 0.1, "cosface": 0.1, "sphereface": 1.1},
 )
 # Width, shift and hidden square after airbench96, by the author cited above; not tuned here. The
-# light was, with the default's network on 12,000 of the training images, judged on 35,000 others;
+# light was, with a smaller network on 12,000 of the training images, judged on 35,000 others;
 # and so was the number of epochs, with this network on 25,000, judged on the other 25,000.
 BEST = replace(
     DEFAULT,
-    network=DEFAULT.network | {"widths": [128, 384, 512]},
+    network=DEFAULT.network | {"widths": [128, 384, 512], "residual": True},
     augmentation={"shift": 4, "hidden": 12, "sizes": [24, 28, 32], "light": 0.4},
     learning_rates={"filters": 0.12, "others": 0.2, "head": 0.5, "linear head": 0.02},
+    warm_up=0.1,
+    hardest=0.5,
+    full_epochs=[2, 2],
     epochs=80,
     batch_size=500,  # a batch of 2,000 would need more memory than many machines have
 )

@@ -39,6 +39,7 @@ CIFAR10 = replace(
     network=arcface_cifar10.DEFAULT.network | {"residual": False},
     augmentation={"shift": 2, "hidden": 0, "sizes": [20, 24, 28], "light": 0.0},
     learning_rates={"filters": 0.12, "others": 0.2, "head": 0.5, "linear head": 0.02},
+    warm_up=0.1,
     epochs=12,
     batch_size=500,
     hardest=1.0,

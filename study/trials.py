@@ -49,17 +49,19 @@ START = {
 
 TRIALS: dict[str, dict[str, tuple[str, dict[str, Any], int]]] = {
     "mnist": {
-        "start": ("", {}, 2),
+        "start": ("", {}, 3),
         "m = 0": ("start", {"default_margins": {"arcface": 0.0}}, 2),
         "m = 0.2": ("start", {"default_margins": {"arcface": 0.2}}, 2),
         "m = 0.3": ("start", {"default_margins": {"arcface": 0.3}}, 2),
         "m = 0.5": ("start", {"default_margins": {"arcface": 0.5}}, 2),
-        "s = 4": ("start", {"scale": 4.0}, 2),
+        "s = 4": ("start", {"scale": 4.0}, 3),
         "s = 16": ("start", {"scale": 16.0}, 2),
         "all images": ("start", {"hardest": 1.0, "epochs": 9}, 2),
         "hardest half": ("start", {"hardest": 0.5, "epochs": 14}, 2),
         "hardest fifth": ("start", {"hardest": 0.2, "epochs": 28}, 2),
         "no fading": ("start", {"augmentation": {"full": 1.0}}, 2),
+        "short warm-up": ("start", {"warm_up": 0.02}, 2),
+        "30 epochs": ("start", {"epochs": 30}, 2),
     },
     "cifar10": {
         "start": ("", {}, 1),
@@ -103,6 +105,12 @@ TRIALS: dict[str, dict[str, tuple[str, dict[str, Any], int]]] = {
         "no hidden square": ("two convolutions, to 32 px", {"augmentation": {"hidden": 0}}, 1),
         "no change of light": ("two convolutions, to 32 px", {"augmentation": {"light": 0.0}}, 1),
         "hardest half": ("two convolutions, to 32 px", {"hardest": 0.5, "epochs": 17}, 1),
+        "short warm-up": ("two convolutions, to 32 px", {"warm_up": 0.02}, 2),
+        "half at 32 px": (
+            "two convolutions, to 32 px",
+            {"augmentation": {"sizes": [16, 24, 32, 32]}, "epochs": 19},
+            1,
+        ),
         "as airbench94": (
             "two convolutions, to 32 px",
             {
