@@ -15,7 +15,7 @@ from scipy import stats
 from experiment import records
 from experiment.errors import Problem
 from experiment.records import ROOT
-from study import losses, seeds
+from study import losses, seeds, tuning
 from study.selection import RunsByLoss, common_seeds, differences, finished, load
 from study.tables import interval
 
@@ -238,27 +238,23 @@ def of_noise() -> dict[str, bool]:
 
 
 def of_the_recipes() -> dict[str, bool]:
-    """Of the scripts' own runs."""
-    runs = {
-        (name, file): records.load_json(ROOT / f"figures/{name}/{file}.json")
-        for name in seeds.DATASETS
-        for file in ("seeds", "gpu")
-    }
-
-    def p(name: str) -> float:
-        of = [[run["test_accuracy"] for run in runs[name, file]] for file in ("seeds", "gpu")]
-        return float(stats.ttest_ind(*of, equal_var=False).pvalue)
-
-    within = [
-        np.mean([run["angles"]["intra_test"] for run in runs[n, "seeds"]]) for n in seeds.DATASETS
+    """Of the scripts' own runs, and of the trials that chose their settings."""
+    runs = [records.load_json(ROOT / f"figures/{name}/seeds.json") for name in seeds.DATASETS]
+    within = [np.mean([run["angles"]["intra_test"] for run in of]) for of in runs]
+    trials = records.load_lines(ROOT / "figures/tuning/cifar10.jsonl")
+    ours, whole = (
+        [run["accuracy"] for run in trials if run["trial"] == name]
+        for name in ("two convolutions, to 32 px", "as airbench94")
+    )
+    cost = [
+        tuning.arithmetic(tuning.recipe_of("cifar10", name), 50_000)
+        for name in ("two convolutions, to 32 px", "as airbench94")
     ]
-    means = [np.mean([run["test_accuracy"] for run in runs["mnist", f]]) for f in ("seeds", "gpu")]
     return {
-        "the GPU's mean is lower on MNIST, by more than chance explains easily": (
-            means[1] < means[0] and p("mnist") < 0.05
-        ),
-        "on CIFAR-10 chance explains it": p("cifar10") > 0.05,
         "CIFAR-10's classes are wider": within[1] > within[0],
+        "all images at 32 px are less accurate and cost more": (
+            len(ours) == 2 and max(whole) < min(ours) and round(cost[1] / cost[0], 1) == 1.4
+        ),
     }
 
 

@@ -46,17 +46,16 @@ def numbers() -> dict[str, Any]:
 def run_numbers(name: str) -> dict[str, Any]:
     """The numbers of a data set's default recipe: of seed 0, and means over all seeds."""
     folder = ROOT / "figures" / name
-    files = [records.load_json(folder / f"{file}.json") for file in ("run", "seeds", "gpu")]
-    first, runs, on_gpu = files
+    first, runs = (records.load_json(folder / f"{file}.json") for file in ("run", "seeds"))
     arrays = records.load_arrays(folder / "arrays.npz")
     wrong = arrays["predicted"] != arrays["labels"]
     answers = [torch.from_numpy(arrays[key]).long() for key in ("labels", "predicted")]
     corrected = label_errors.on_corrected_labels(first["dataset"], *answers)
-    accuracies = [[run["test_accuracy"] for run in of] for of in (runs, on_gpu)]
     settings = ("scale", "margin", "epochs", "batch_size", "embedding_size", "precision")
     tta = first["test_accuracy_tta"]
     return {
         **{key: first[key] for key in settings},
+        "hardest": f"{100 * first['hyperparameters']['hardest']:.0f}%",
         "device": first["device_name"],
         "parameters": f"{first['parameters']:,}",
         "run": f"{100 * first['test_accuracy']:.2f}",
@@ -69,8 +68,6 @@ def run_numbers(name: str) -> dict[str, Any]:
         "corrected": f"{100 * corrected['test_accuracy_corrected']:.2f}",
         "torch": first["versions"]["torch"].partition("+")[0],
         "total_seconds": tables.mean_ci([run["total_seconds"] for run in runs], 0),
-        "gpu_torch": on_gpu[0]["versions"]["torch"].partition("+")[0],
-        "gpu_p": f"{stats.ttest_ind(*accuracies, equal_var=False).pvalue:.2g}",
         "seeds": len(runs),
         **seeds.means(runs),
     }

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from tqdm import tqdm
 
-from experiment import machine, records
+from experiment import evaluation, machine, records
 from experiment.data import Data
 from experiment.recipe import Recipe, Settings
 from experiment.training import Diverged, Trained
@@ -93,6 +94,29 @@ def arcface_settings(recipe: Recipe, **values: Any) -> Settings:
         "threads": torch.get_num_threads(),
     }
     return Settings(**usual | values)
+
+
+@torch.no_grad()
+def outcome(
+    trained: Trained, source: Data, precision: str, *, views: list[list[float]]
+) -> dict[str, Any]:
+    """What a training on ``source`` came to on its test images.
+
+    Returns:
+        accuracy, accuracy_tta: the latter is None without views. loss, plain_loss: with the
+        margin and without. angles: those of the paper's Table 3, in degrees.
+    """
+    network, head = trained.network, trained.head
+    train, test = evaluation.embed_both(network, source, precision)
+    loss, accuracy = evaluation.loss_and_accuracy(head, *test)
+    plain = head(test[0])
+    found: dict[str, Any] = {"accuracy": accuracy, "accuracy_tta": None, "loss": loss}
+    found["plain_loss"] = F.cross_entropy(plain, test[1]).item()
+    if views:
+        logits = evaluation.tta_logits(network, head, source.test_images, precision, views, plain)
+        found["accuracy_tta"] = evaluation.accuracy(logits, test[1])
+    angles = evaluation.angle_statistics(head.get_parameter("weight"), train, test)
+    return found | {"angles": angles}
 
 
 class Study:

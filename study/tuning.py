@@ -21,12 +21,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import arcface_cifar10
 import arcface_mnist
-from experiment import cli, data, errors, evaluation, machine, records
+from experiment import cli, data, errors, machine, records
 from experiment.data import Data
 from experiment.recipe import Recipe, Settings
 from experiment.records import ROOT
 from experiment.training import Diverged, epoch_lengths
-from study.runs import arcface_settings
+from study.runs import arcface_settings, outcome
 from study.tables import fill_file, markdown, mean_ci
 from study.trials import START, TRIALS
 from study.yardstick import YARDSTICKS
@@ -91,28 +91,14 @@ def run(dataset: str, name: str, seed: int, held_out: Data, folder: Path) -> dic
 def judge(
     script: ModuleType, recipe: Recipe, settings: Settings, source: Data, checkpoints: Path
 ) -> dict[str, Any]:
-    """Train, and measure on the held-out images: accuracy, the same with test-time augmentation,
-    the loss with and without the margin, angles in degrees."""
+    """Train, and measure on the held-out images."""
     try:
         with redirect_stdout(io.StringIO()):
             trained = script.train(recipe, settings, source, checkpoints, True)
     except Diverged as problem:
         return {"diverged": str(problem)}
-    network, head, precision = trained.network, trained.head, settings.precision
-    train, test = evaluation.embed_both(network, source, precision)
-    loss, accuracy = evaluation.loss_and_accuracy(head, *test)
-    with torch.no_grad():
-        plain = head(test[0])
-        found: dict[str, Any] = {"accuracy": accuracy, "accuracy_tta": None, "loss": loss}
-        found["plain_loss"] = torch.nn.functional.cross_entropy(plain, test[1]).item()
-        if recipe.views:
-            logits = evaluation.tta_logits(
-                network, head, source.test_images, precision, recipe.views, plain
-            )
-            found["accuracy_tta"] = evaluation.accuracy(logits, test[1])
-    angles = evaluation.angle_statistics(head.get_parameter("weight"), train, test)
-    found |= {"angles": angles, "train_seconds": trained.seconds, "diverged": trained.diverged}
-    return found
+    found = outcome(trained, source, settings.precision, views=recipe.views)
+    return found | {"train_seconds": trained.seconds, "diverged": trained.diverged}
 
 
 def operations(recipe: Recipe, size: int) -> int:

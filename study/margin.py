@@ -1,0 +1,165 @@
+"""Does the margin help in the scripts' own recipes? python -m study.margin mnist | cifar10 | table
+
+The default recipe with plain softmax, with normalised softmax (m = 0) and with a margin of 0.3,
+all else as it is; but for the learning rate of softmax's last layer, which is chosen from three on
+held-out training images. ArcFace with the recipe's own margin is not trained again: its runs are
+those of figures/*/seeds.json. Records are in figures/study/, none is computed twice, and an
+interrupted one is resumed. ``table`` writes the tables of figures/study/README.md.
+"""
+
+import argparse
+import math
+import sys
+from functools import partial
+from pathlib import Path
+
+import arcface_cifar10
+import arcface_mnist
+from experiment import cli, data, errors, machine, records
+from experiment.records import ROOT, Record
+from study.runs import Setup, Study, Task, outcome
+from study.seeds import is_made_by
+from study.tables import fill_file, markdown, mean_ci
+
+SETUPS = {
+    "mnist": Setup(
+        train=arcface_mnist.train, recipe=arcface_mnist.DEFAULT, seeds=10, held_out=10_000
+    ),
+    "cifar10": Setup(train=arcface_cifar10.train, recipe=arcface_cifar10.DEFAULT, seeds=5),
+}
+RATES = (0.25, 1.0, 4.0)  # of softmax's last layer, times that of the recipe
+LARGER = 0.3  # the other margin, in radians
+ARCFACE, OTHERS = "ArcFace", ("softmax", "normalised softmax", f"ArcFace, m = {LARGER}")
+
+# --- the runs -------------------------------------------------------------------------------------
+
+
+def softmax_rate(study: Study, dataset: str) -> float:
+    """Of RATES that with which softmax has the lowest loss on held-out training images."""
+    setup = study.setups[dataset]
+    held_out = study.sources[dataset].for_validation(setup.held_out)
+    found = {}
+    for factor in RATES:
+        rate = factor * setup.recipe.learning_rates["linear head"]
+        task = Task(
+            part="margin-tuning",
+            dataset=dataset,
+            loss="softmax",
+            scale=None,
+            margin=None,
+            head_lr=rate,
+            epochs=setup.recipe.epochs,
+            named_by=("head_lr",),
+        )
+        record = study.run(task, held_out, partial(outcome, views=setup.recipe.views))
+        found[rate] = record.get("plain_loss", math.inf)
+    return min(found, key=lambda rate: found[rate])
+
+
+def compare(study: Study, dataset: str) -> None:
+    """Train what ArcFace with the recipe's own margin is compared with, seed by seed."""
+    setup = study.setups[dataset]
+    rates, scale = setup.recipe.learning_rates, setup.recipe.scale
+    others: list[tuple[str, float | None, float | None, float]] = [
+        ("softmax", None, None, softmax_rate(study, dataset)),
+        ("norm-softmax", scale, None, rates["head"]),
+        ("arcface", scale, LARGER, rates["head"]),
+    ]
+    for seed in range(setup.seeds):
+        for loss, s, m, rate in others:
+            task = Task(
+                part="margin",
+                dataset=dataset,
+                loss=loss,
+                scale=s,
+                margin=m,
+                head_lr=rate,
+                epochs=setup.recipe.epochs,
+                seed=seed,
+            )
+            study.run(task, study.sources[dataset], partial(outcome, views=setup.recipe.views))
+
+
+# --- what they say --------------------------------------------------------------------------------
+
+
+def runs(dataset: str, root: Path = ROOT) -> dict[str, list[Record]]:
+    """The records that are compared, by what was trained; ArcFace with the recipe's margin first.
+
+    Only of the seeds that all of them have been run with; empty if there is none.
+    """
+    recipe = SETUPS[dataset].recipe
+    own = records.load_json(root / "figures" / dataset / "seeds.json")
+    names = {"test_accuracy": "accuracy", "test_accuracy_tta": "accuracy_tta"}
+    own = [record | {new: record[old] for old, new in names.items()} for record in own]
+    found = {ARCFACE: [record for record in own if is_made_by(recipe, record)]}
+    path = root / "figures" / "study" / f"margin-{dataset}.jsonl"
+    made = records.load_lines(path) if path.exists() else []
+    for name, loss in zip(OTHERS, ("softmax", "norm-softmax", "arcface"), strict=True):
+        found[name] = [record for record in made if record["loss"] == loss]
+    seeds = set.intersection(*({record["seed"] for record in of} for of in found.values()))
+    return {
+        name: sorted((r for r in of if r["seed"] in seeds), key=lambda record: record["seed"])
+        for name, of in found.items()
+        if seeds
+    }
+
+
+def differences(found: dict[str, list[Record]], name: str, key: str) -> list[float]:
+    """Of an accuracy to ArcFace's with the same seed, in percentage points."""
+    pairs = zip(found[name], found[ARCFACE], strict=True)
+    return [100 * (other[key] - arcface[key]) for other, arcface in pairs]
+
+
+def table(dataset: str, root: Path = ROOT) -> str:
+    """Accuracies and angles with the margin and without, in Markdown."""
+    found, lines = runs(dataset, root), []
+    for name, of in found.items():
+        cells = [name, str(len(of))]
+        for key in ("accuracy", "accuracy_tta"):
+            known = of[0][key] is not None
+            cells.append(mean_ci([100 * record[key] for record in of], 2) if known else "–")
+            known = known and name != ARCFACE
+            cells.append(mean_ci(differences(found, name, key), 2) if known else "–")
+        for key in ("intra_test", "inter_test"):
+            cells.append(mean_ci([record["angles"][key] for record in of], 1))
+        lines.append(cells)
+    head = ["loss", "seeds", "test accuracy, %", "minus ArcFace, points", "with TTA, %"]
+    return markdown([*head, "minus ArcFace, points", "Intra, test, °", "Inter, test, °"], lines)
+
+
+def tables(root: Path = ROOT) -> dict[str, str]:
+    """The tables of the data sets that have records, by the names of their marks."""
+    return {f"margin-{name}": table(name, root) for name in SETUPS if runs(name, root)}
+
+
+def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
+    """Run what has no record yet. Returns the exit status.
+
+    Args:
+        root: the folder of figures/, where records are kept.
+    """
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("dataset", choices=(*SETUPS, "table"), help="or 'table': write the tables")
+    add("--data", type=cli.path, default=ROOT / "data", metavar="DIR", help="as in the scripts")
+    folder = root / "figures" / "study"
+
+    def work() -> None:
+        options = parser.parse_args(argv)
+        if options.dataset != "table":
+            machine.keep_malloc_arenas()
+            setup = SETUPS[options.dataset]
+            source = data.load(setup.recipe.dataset, options.data)
+            total = len(RATES) + len(OTHERS) * setup.seeds
+            study = Study(folder, SETUPS, {options.dataset: source}, total)
+            compare(study, options.dataset)
+            study.bar.close()
+        fill_file(folder / "README.md", tables(root))
+
+    return errors.exit_status(work, "The same command goes on from here.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
