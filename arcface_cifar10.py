@@ -92,7 +92,7 @@ def augment(
     return F.interpolate(x, (size, size), mode="bilinear", antialias=True)
 
 
-# --- the recipe, tuned on the last 5,000 training images ------------------------------------------
+# --- the recipe, chosen on training images alone: figures/tuning/README.md ------------------------
 
 DEFAULT = Recipe(
     dataset="CIFAR-10",

@@ -59,7 +59,7 @@ def augment(batch: Batch, noise: torch.Generator, full: float, **largest: float)
     return random_affine(to_float(batch.images), noise, **weaker)
 
 
-# --- the recipe, tuned on the last 5,000 training images ------------------------------------------
+# --- the recipe, chosen on training images alone: figures/tuning/README.md ------------------------
 
 DEFAULT = Recipe(
     dataset="MNIST",

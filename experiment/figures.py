@@ -47,28 +47,23 @@ LOSS_STYLE = {  # name, colour, marker: the same everywhere
     "arcface": ("ArcFace", "#0072B2", "P"),
     "cm1": ("CM1", "#CC79A7", "X"),
 }
+# Pictures are drawn at the size of print: 3.2 in wide where two stand side by side, else 6.3 in.
 STYLE: Any = {  # its keys have a type of their own in matplotlib
-    "figure.figsize": (6.4, 4.2),
-    "figure.dpi": 150,
+    "figure.figsize": (3.2, 2.1),
+    "figure.dpi": 300,
     "figure.constrained_layout.use": True,
-    "font.size": 10,
-    "axes.titlesize": 11,
+    "font.size": 7.5,
+    "axes.titlesize": 8,
+    "figure.titlesize": 8,
+    "legend.fontsize": 7,
+    "legend.title_fontsize": 7,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 2.5,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
     "grid.alpha": 0.25,
     "legend.frameon": False,
-}
-# Of a run's pictures, two of which stand side by side on a page: drawn at the size of print.
-RUN_STYLE: Any = STYLE | {
-    "figure.figsize": (3.2, 2.1),
-    "figure.dpi": 300,
-    "font.size": 7.5,
-    "axes.titlesize": 8,
-    "figure.titlesize": 8,
-    "legend.fontsize": 7,
-    "lines.linewidth": 1.2,
-    "lines.markersize": 2.5,
 }
 
 
@@ -83,7 +78,7 @@ def draw_run(folder: Path) -> None:
         records.load_arrays(folder / "arrays.npz"),
     )
     for draw in (accuracy, loss, angles, embedding, centres, confusion, mistakes):
-        with plt.rc_context(RUN_STYLE):
+        with plt.rc_context(STYLE):
             figure = draw(record, arrays)
             if record["dataset"] == "synthetic":
                 figure.suptitle(

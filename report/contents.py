@@ -14,7 +14,7 @@ from experiment import label_errors, records
 from experiment.errors import Problem
 from experiment.records import ROOT
 from report import claims
-from study import losses, seeds, tables
+from study import losses, margin, seeds, tables
 
 ANGLE_COLUMNS = ("Intra", "Inter", "ratio")
 
@@ -33,6 +33,7 @@ def numbers() -> dict[str, Any]:
     try:
         found: dict[str, Any] = {name: run_numbers(name) for name in seeds.DATASETS}
         markdown = {"results": seeds.table(), **tables.study_tables(ROOT / "figures/study")}
+        markdown |= margin.tables()
         claims.check((ROOT / "report/report.typ").read_text(encoding="utf-8"))
         found["margins"] = margin_numbers()
         found |= {"recipes": recipe_rows(), "grid": grid_numbers(), "unseen": unseen_numbers()}
@@ -69,6 +70,8 @@ def run_numbers(name: str) -> dict[str, Any]:
         "torch": first["versions"]["torch"].partition("+")[0],
         "total_seconds": tables.mean_ci([run["total_seconds"] for run in runs], 0),
         "seeds": len(runs),
+        "yardstick": tables.mean_ci([run["yardstick_seconds"] for run in runs], 0),
+        "ratio": tables.mean_ci([run["train_seconds"] / run["yardstick_seconds"] for run in runs], 2),
         **seeds.means(runs),
     }
 

@@ -397,7 +397,7 @@ def yardstick_table(root: Path, float32: dict) -> str:
 def draw_head(record: dict) -> plt.Figure:
     """Time, as a ratio to the floor's, and peak memory of the head against the number of
     classes."""
-    figure, axes = plt.subplots(1, 2, figsize=(8.4, 3.8))
+    figure, axes = plt.subplots(1, 2, figsize=(6.3, 2.7))
     found = {tuple(run["task"]): run for run in record["runs"]}
     for (method, name), colour, marker in zip(
         HEADS.items(), (GREY, BLUE, GREEN, ORANGE), "os^D", strict=True
@@ -427,7 +427,7 @@ def draw_head(record: dict) -> plt.Figure:
 
 def draw_accuracy(runs: Path) -> plt.Figure:
     """Test error against seconds of training, for the runs whose folders are in ``runs``."""
-    figure, axes = plt.subplots()
+    figure, axes = plt.subplots(figsize=(6.3, 3.6))
     colours = (BLUE, BLUE, ORANGE, ORANGE)
     for (name, label), colour, marker in zip(RUN_LABELS.items(), colours, "o^s^", strict=True):
         path = runs / name / "run.json"
@@ -441,7 +441,7 @@ def draw_accuracy(runs: Path) -> plt.Figure:
             ]
             seconds, error = zip(*tested, strict=True)
             line = "--" if name.endswith("best") else "-"
-            style = {"color": colour, "marker": marker, "markersize": 4}
+            style = {"color": colour, "marker": marker}
             text = f"{label}: {100 - error[-1]:.2f}%"
             axes.loglog(seconds, error, label=text, linestyle=line, **style)
     axes.set(xlabel="seconds of training", ylabel="test error in %")

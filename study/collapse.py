@@ -117,7 +117,7 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
             for task in tasks():
                 study.run(task, seen, measure)
             study.bar.close()
-        with plt.rc_context(STYLE | {"font.size": 8, "axes.titlesize": 8}):
+        with plt.rc_context(STYLE):
             save(draw(folder), folder / "collapse.png")
 
     return errors.exit_status(work, "The same command goes on from here.")

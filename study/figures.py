@@ -52,7 +52,7 @@ def draw(folder: Path) -> None:
 
 def draw_accuracy(losses: RunsByLoss, name: str) -> plt.Figure:
     """Test accuracy of each loss, and its difference to ArcFace with the same seed."""
-    figure, axes = plt.subplots(1, 2, sharey=True, figsize=(8.4, 3.6), width_ratios=(1.2, 1))
+    figure, axes = plt.subplots(1, 2, sharey=True, figsize=(6.3, 2.5), width_ratios=(1.2, 1))
     for place, (loss, runs) in enumerate(losses.items()):
         values = [100 * record["test_accuracy"] for record in finished(runs)]
         _draw_interval(axes[0], values, place, loss)
@@ -63,29 +63,29 @@ def draw_accuracy(losses: RunsByLoss, name: str) -> plt.Figure:
     axes[0].invert_yaxis()
     axes[1].axvline(0, color=LOSS_STYLE["arcface"][1], linewidth=1.5)
     axes[1].set(xlabel="minus ArcFace with the same seed, points")
-    style: dict[str, Any] = {"va": "bottom", "fontsize": 8, "color": GREY}
+    style: dict[str, Any] = {"va": "bottom", "fontsize": 7, "color": GREY}
     style["transform"] = axes[1].get_xaxis_transform()
     for side, words in (("right", "ArcFace better ← "), ("left", " → ArcFace worse")):
         axes[1].text(0, 1.0, words, ha=side, **style)
     count = len(losses["arcface"])
     seeds = f"{count} seed" + "s" * (count > 1)
     title = f"{name}: test accuracy of six losses ({seeds} each; bars: 95% intervals)"
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(title)
     return figure
 
 
 def _draw_interval(axis: plt.Axes, values: list[float], place: float, loss: str) -> None:
     _, colour, marker = LOSS_STYLE[loss]
     mean, half = interval(values)
-    axis.plot(values, [place + 0.22] * len(values), "|", color=colour, alpha=0.7, markersize=7)
+    axis.plot(values, [place + 0.22] * len(values), "|", color=colour, alpha=0.7, markersize=5)
     half = 0 if np.isnan(half) else half
-    style: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 8, "capsize": 4}
+    style: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 5, "capsize": 3}
     axis.errorbar(mean, place, xerr=half, **style)
 
 
 def draw_angles(losses: RunsByLoss, name: str) -> plt.Figure:
     """The six angles of Table 3 for each loss, the paper's beside them."""
-    figure, axes = plt.subplots(figsize=(8.4, 4.4))
+    figure, axes = plt.subplots(figsize=(6.3, 3.2))
     for place, key in enumerate(ANGLES):
         for offset, (loss, runs) in enumerate(losses.items()):
             _, colour, marker = LOSS_STYLE[loss]
@@ -93,12 +93,12 @@ def draw_angles(losses: RunsByLoss, name: str) -> plt.Figure:
             x = place + 0.12 * (offset - (len(losses) - 1) / 2)
             half = 0 if np.isnan(half) else half
             style: dict[str, Any] = {"color": colour, "marker": marker, "linestyle": "none"}
-            axes.errorbar(x, mean, yerr=half, markersize=7, capsize=2, **style)
+            axes.errorbar(x, mean, yerr=half, markersize=4, capsize=2, **style)
         for column, (_, colour, line) in PAPER_STYLE.items():
             ends, value = [place - 0.4, place + 0.4], ANGLES[key][column]
             axes.plot(ends, [value, value], color=colour, linewidth=1, linestyle=line)
     axes.axhline(SIMPLEX, color=RED, linewidth=1, linestyle="--")
-    axes.text(-0.45, SIMPLEX + 1, f"simplex limit {SIMPLEX:.2f}°", color=RED, fontsize=9)
+    axes.text(-0.45, SIMPLEX + 1, f"simplex limit {SIMPLEX:.2f}°", color=RED)
     labels = [label for label, _, _ in ANGLES.values()]
     axes.set(xticks=range(len(ANGLES)), xticklabels=labels)
     axes.set(ylabel="angle in degrees", ylim=(0, 106))
@@ -128,7 +128,7 @@ def describe_runs(unseen: RunsByLoss) -> str:
 
 def draw_roc(unseen: RunsByLoss, name: str) -> plt.Figure:
     """ROC of pairs of unseen classes: the mean over splits and seeds."""
-    figure, axes = plt.subplots(figsize=(6.8, 4.6))
+    figure, axes = plt.subplots(figsize=(6.3, 3.6))
     rates = FALSE_ACCEPT * 100
     for loss, runs in unseen.items():
         name_of_loss, colour, marker = LOSS_STYLE[loss]
@@ -138,13 +138,13 @@ def draw_roc(unseen: RunsByLoss, name: str) -> plt.Figure:
             "color": colour,
             "marker": marker,
             "markevery": 10,
-            "markersize": 5,
+            "markersize": 3,
         }
         axes.plot(rates, curve, label=label, **style)
     axes.plot(rates, rates, color="black", linewidth=0.8, linestyle=":", label="chance")
     axes.set(xscale="log", xlabel="false accept rate in %", ylabel="true accept rate in %")
     axes.set(xlim=(0.01, 100), ylim=(0, 100))
-    axes.legend(fontsize=9)
+    axes.legend()
     runs_shown = f"Four classes that training never saw; {describe_runs(unseen)}"
     axes.set_title(f"{name}: are two images of one class?\n{runs_shown}")
     return figure
@@ -153,7 +153,7 @@ def draw_roc(unseen: RunsByLoss, name: str) -> plt.Figure:
 def draw_pairs(unseen: RunsByLoss, name: str) -> plt.Figure:
     """Angles of positive and negative pairs of unseen classes, after the paper's Fig. 6."""
     figure, axes = plt.subplots(
-        len(unseen), 1, sharex=True, squeeze=False, figsize=(6.8, 1.25 * len(unseen) + 1)
+        len(unseen), 1, sharex=True, squeeze=False, figsize=(6.3, 1.1 * len(unseen) + 0.8)
     )
     for axis, (loss, runs) in zip(axes[:, 0], unseen.items(), strict=True):
         for kind, colour, hatch in (("positive", BLUE, None), ("negative", ORANGE, "///")):
@@ -163,20 +163,20 @@ def draw_pairs(unseen: RunsByLoss, name: str) -> plt.Figure:
             axis.bar(np.arange(180) + 0.5, share, 1, linewidth=0, label=kind, **style)
         axis.set(yticks=[], ylabel="share")
         title = f"{LOSS_STYLE[loss][0]}: EER {np.mean(percent(runs, 'eer')):.1f}%"
-        axis.set_title(title, fontsize=9, loc="left")
+        axis.set_title(title, loc="left")
     last = axes[-1, 0]
     last.set(xlabel="angle between two embeddings, in degrees")
     last.set(xlim=(0, 140), xticks=range(0, 141, 20))
-    axes[0, 0].legend(title="pairs", fontsize=8, title_fontsize=8)
+    axes[0, 0].legend(title="pairs")
     title = f"{name}: pairs of unseen classes; the less overlap, the better"
-    figure.suptitle(f"{title}\n({describe_runs(unseen)})", fontsize=11)
+    figure.suptitle(f"{title}\n({describe_runs(unseen)})")
     return figure
 
 
 def draw_grid(runs: list[StudyRecord]) -> plt.Figure:
     """Validation accuracy and W-EC over scale and margin; crosses where training collapsed."""
     scales, margins = (sorted({record[key] for record in runs}) for key in ("scale", "margin"))
-    figure, axes = plt.subplots(1, 2, figsize=(9.6, 3.4))
+    figure, axes = plt.subplots(1, 2, figsize=(6.3, 2.3))
     accuracy, w_ec = (np.full((len(scales), len(margins)), np.nan) for _ in range(2))
     for record in finished(runs):
         at = scales.index(record["scale"]), margins.index(record["margin"])
@@ -194,7 +194,7 @@ def draw_grid(runs: list[StudyRecord]) -> plt.Figure:
         axis.grid(False)
     lost = "; ×: training collapsed" if len(finished(runs)) < len(runs) else ""
     epochs = f"{runs[0]['epochs']} epoch" + "s" * (runs[0]["epochs"] > 1)
-    figure.suptitle(f"MNIST, ArcFace after {epochs}: what scale and margin do{lost}", fontsize=11)
+    figure.suptitle(f"MNIST, ArcFace after {epochs}: what scale and margin do{lost}")
     return figure
 
 
@@ -204,13 +204,13 @@ def _draw_heatmap(axis: plt.Axes, values: np.ndarray, digits: int, low: float | 
         text = "×" if np.isnan(number) else f"{number:.{digits}f}"
         dark = not np.isnan(number) and np.less(image.norm(number), 0.6)
         colour = "white" if dark else "black"
-        axis.text(j, i, text, ha="center", va="center", fontsize=8, color=colour)
+        axis.text(j, i, text, ha="center", va="center", fontsize=7, color=colour)
 
 
 def draw_noise(losses: RunsByLoss, name: str) -> plt.Figure:
     """Accuracy of the nearest class mean, by cosine and by Euclidean distance, while test images
     are corrupted."""
-    figure, axes = plt.subplots(1, len(CORRUPTIONS), sharey=True, figsize=(9.6, 3.4))
+    figure, axes = plt.subplots(1, len(CORRUPTIONS), sharey=True, figsize=(6.3, 2.3))
     for axis, kind in zip(axes, CORRUPTIONS, strict=True):
         for loss in ("softmax", "arcface"):
             for metric, line in (("cosine", "-"), ("euclidean", "--")):
@@ -219,9 +219,9 @@ def draw_noise(losses: RunsByLoss, name: str) -> plt.Figure:
                 _draw_curve(axis, curves, loss, metric, line)
         axis.set(title=kind, xlabel="strength", xticks=range(len(curves[0])))
     axes[0].set(ylabel="accuracy in %", ylim=(0, 102))
-    axes[0].legend(fontsize=8)
+    axes[0].legend()
     title = f"{name}: nearest class mean on corrupted test images (bands: 95% over seeds)"
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(title)
     return figure
 
 
@@ -231,6 +231,6 @@ def _draw_curve(
     label, colour, marker = LOSS_STYLE[loss]
     mean, half = zip(*(interval(list(v)) for v in zip(*curves, strict=True)), strict=True)
     name = f"{label}, {metric.replace('euc', 'Euc')}"
-    axis.plot(mean, color=colour, marker=marker, markersize=4, linestyle=line, label=name)
+    axis.plot(mean, color=colour, marker=marker,  linestyle=line, label=name)
     band = np.subtract(mean, half), np.add(mean, half)
     axis.fill_between(range(len(mean)), *band, color=colour, alpha=0.12)

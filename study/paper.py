@@ -78,14 +78,14 @@ def target_logit(theta: np.ndarray, **margins: Any) -> np.ndarray:
 
 def fig3(found: dict[str, tuple[dict, dict]]) -> plt.Figure:
     """Two-dimensional test embeddings under softmax and under ArcFace, centres as lines."""
-    figure, axes = plt.subplots(1, 2, figsize=(9.0, 4.8))
+    figure, axes = plt.subplots(1, 2, figsize=(5.2, 2.9))
     for axis, (loss, (record, arrays)) in zip(axes, found.items(), strict=True):
         points, centres = arrays["embeddings"], arrays["centres"]
         reach = np.quantile(np.linalg.norm(points, axis=1), 0.995)
         for k, centre in enumerate(centres):
             mine = points[arrays["labels"] == k]
             style = {"color": CLASS_COLOURS[k], "marker": CLASS_MARKERS[k], "label": str(k)}
-            axis.scatter(*mine.T, s=6, linewidths=0, alpha=0.5, **style)
+            axis.scatter(*mine.T, s=3, linewidths=0, alpha=0.5, **style)
             line = np.stack([[0, 0], reach * centre / np.linalg.norm(centre)])
             axis.plot(*line.T, color=CLASS_COLOURS[k], linewidth=1.5)
         limits = (-1.1 * reach, 1.1 * reach)
@@ -100,7 +100,7 @@ def fig3(found: dict[str, tuple[dict, dict]]) -> plt.Figure:
         )
     axes[1].legend(title="digit", loc="center left", bbox_to_anchor=(1, 0.5), markerscale=2.5)
     title = "Eight digits in two dimensions: under ArcFace the class centres (lines) lie on their"
-    figure.suptitle(f"{title} classes", fontsize=11)
+    figure.suptitle(f"{title} classes")
     return figure
 
 
@@ -125,7 +125,7 @@ def fig4a(record: dict, arrays: dict) -> plt.Figure:
 
 def fig4b() -> plt.Figure:
     """Target logit curves of all margins."""
-    figure, axes = plt.subplots()
+    figure, axes = plt.subplots(figsize=(3.4, 2.5))
     degrees = np.linspace(20, 100, 321)
     for name, (margins, colour, line) in PAPER.items():
         logit = target_logit(np.radians(degrees), **margins)
@@ -146,7 +146,7 @@ def fig5() -> plt.Figure:
         "CosFace, m3 = 0.35": {"m": 0.0, "m3": 0.35},
         "ArcFace, m = 0.5": {"m": 0.5},
     }
-    figure, axes = plt.subplots(1, 4, sharey=True, figsize=(10.4, 3.3))
+    figure, axes = plt.subplots(1, 4, sharey=True, figsize=(6.3, 2.1))
     theta = np.linspace(0, np.pi / 2, 400)
     for axis, (name, margins) in zip(axes, kinds.items(), strict=True):
         logit = target_logit(theta, **margins)
@@ -164,16 +164,15 @@ def fig5() -> plt.Figure:
         axis.set(title=name, xlabel="θ₁ in degrees")
     axes[0].set_ylabel("θ₂ in degrees")
     title = "Margin between two classes (white): of constant width for ArcFace alone"
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(title)
     return figure
 
 
 def geometry() -> plt.Figure:
     """Left: the assignment's vectors. Right: which two angles ArcFace compares."""
-    with plt.rc_context({"font.size": 8, "axes.titlesize": 8}):
-        figure, axes = plt.subplots(1, 2, figsize=(6.3, 2.9))
-        _draw_vectors(axes[0])
-        _draw_margin(axes[1])
+    figure, axes = plt.subplots(1, 2, figsize=(6.3, 2.9))
+    _draw_vectors(axes[0])
+    _draw_margin(axes[1])
     return figure
 
 
