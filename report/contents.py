@@ -71,7 +71,9 @@ def run_numbers(name: str) -> dict[str, Any]:
         "total_seconds": tables.mean_ci([run["total_seconds"] for run in runs], 0),
         "seeds": len(runs),
         "yardstick": tables.mean_ci([run["yardstick_seconds"] for run in runs], 0),
-        "ratio": tables.mean_ci([run["train_seconds"] / run["yardstick_seconds"] for run in runs], 2),
+        "ratio": tables.mean_ci(
+            [run["train_seconds"] / run["yardstick_seconds"] for run in runs], 2
+        ),
         **seeds.means(runs),
     }
 
@@ -123,8 +125,8 @@ def grid_numbers() -> dict[str, Any]:
     lines, inter = [["s", *(f"{what}, m = {m}" for m in (0, 0.5) for what in ANGLE_COLUMNS)]], []
     for scale in losses.SCALES:
         cells = []
-        for margin in (0.0, 0.5):
-            within, between = (runs[scale, margin][f"{key}_test"] for key in ("intra", "inter"))
+        for m in (0.0, 0.5):
+            within, between = (runs[scale, m][f"{key}_test"] for key in ("intra", "inter"))
             cells += [f"{within:.1f}", f"{between:.1f}", f"{between / within:.1f}"]
         lines.append([str(scale), *cells])
         inter.append(f"{runs[scale, 0.0]['inter_test']:.1f}°")

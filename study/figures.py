@@ -231,6 +231,6 @@ def _draw_curve(
     label, colour, marker = LOSS_STYLE[loss]
     mean, half = zip(*(interval(list(v)) for v in zip(*curves, strict=True)), strict=True)
     name = f"{label}, {metric.replace('euc', 'Euc')}"
-    axis.plot(mean, color=colour, marker=marker,  linestyle=line, label=name)
+    axis.plot(mean, color=colour, marker=marker, linestyle=line, label=name)
     band = np.subtract(mean, half), np.add(mean, half)
     axis.fill_between(range(len(mean)), *band, color=colour, alpha=0.12)

@@ -10,8 +10,10 @@ interrupted one is resumed. ``table`` writes the tables of figures/study/README.
 import argparse
 import math
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import arcface_cifar10
 import arcface_mnist
@@ -29,7 +31,12 @@ SETUPS = {
 }
 RATES = (0.25, 1.0, 4.0)  # of softmax's last layer, times that of the recipe
 LARGER = 0.3  # the other margin, in radians
-ARCFACE, OTHERS = "ArcFace", ("softmax", "normalised softmax", f"ArcFace, m = {LARGER}")
+ARCFACE = "ArcFace"
+OTHERS = {
+    "softmax": "softmax",
+    "normalised softmax": "norm-softmax",
+    f"ArcFace, m = {LARGER}": "arcface",
+}
 
 # --- the runs -------------------------------------------------------------------------------------
 
@@ -57,37 +64,27 @@ def softmax_rate(study: Study, dataset: str) -> float:
 
 
 def compare(study: Study, dataset: str) -> None:
-    """Train what ArcFace with the recipe's own margin is compared with, seed by seed."""
+    """Train what ArcFace with the recipe's own margin is compared with: seed by seed both losses
+    without a margin, then the larger margin."""
     setup = study.setups[dataset]
-    rates, scale = setup.recipe.learning_rates, setup.recipe.scale
-    others: list[tuple[str, float | None, float | None, float]] = [
-        ("softmax", None, None, softmax_rate(study, dataset)),
-        ("norm-softmax", scale, None, rates["head"]),
-        ("arcface", scale, LARGER, rates["head"]),
-    ]
-    for seed in range(setup.seeds):
-        for loss, s, m, rate in others:
-            task = Task(
-                part="margin",
-                dataset=dataset,
-                loss=loss,
-                scale=s,
-                margin=m,
-                head_lr=rate,
-                epochs=setup.recipe.epochs,
-                seed=seed,
-            )
-            study.run(task, study.sources[dataset], partial(outcome, views=setup.recipe.views))
+    rate, scale = setup.recipe.learning_rates["head"], setup.recipe.scale
+    usual: dict[str, Any] = {"part": "margin", "dataset": dataset, "epochs": setup.recipe.epochs}
+    softmax = Task(
+        loss="softmax", scale=None, margin=None, head_lr=softmax_rate(study, dataset), **usual
+    )
+    without = Task(loss="norm-softmax", scale=scale, margin=None, head_lr=rate, **usual)
+    larger = Task(loss="arcface", scale=scale, margin=LARGER, head_lr=rate, **usual)
+    tasks = [replace(task, seed=k) for k in range(setup.seeds) for task in (softmax, without)]
+    for task in [*tasks, *(replace(larger, seed=seed) for seed in range(setup.seeds))]:
+        study.run(task, study.sources[dataset], partial(outcome, views=setup.recipe.views))
 
 
 # --- what they say --------------------------------------------------------------------------------
 
 
 def runs(dataset: str, root: Path = ROOT) -> dict[str, list[Record]]:
-    """The records that are compared, by what was trained; ArcFace with the recipe's margin first.
-
-    Only of the seeds that all of them have been run with; empty if there is none.
-    """
+    """The records by what was trained, in the order of their seeds; ArcFace with the recipe's own
+    margin first, of the others those that have been run."""
     recipe = SETUPS[dataset].recipe
     own = records.load_json(root / "figures" / dataset / "seeds.json")
     names = {"test_accuracy": "accuracy", "test_accuracy_tta": "accuracy_tta"}
@@ -95,20 +92,17 @@ def runs(dataset: str, root: Path = ROOT) -> dict[str, list[Record]]:
     found = {ARCFACE: [record for record in own if is_made_by(recipe, record)]}
     path = root / "figures" / "study" / f"margin-{dataset}.jsonl"
     made = records.load_lines(path) if path.exists() else []
-    for name, loss in zip(OTHERS, ("softmax", "norm-softmax", "arcface"), strict=True):
+    for name, loss in OTHERS.items():
         found[name] = [record for record in made if record["loss"] == loss]
-    seeds = set.intersection(*({record["seed"] for record in of} for of in found.values()))
-    return {
-        name: sorted((r for r in of if r["seed"] in seeds), key=lambda record: record["seed"])
-        for name, of in found.items()
-        if seeds
-    }
+    return {name: sorted(of, key=lambda run: run["seed"]) for name, of in found.items() if of}
 
 
 def differences(found: dict[str, list[Record]], name: str, key: str) -> list[float]:
     """Of an accuracy to ArcFace's with the same seed, in percentage points."""
-    pairs = zip(found[name], found[ARCFACE], strict=True)
-    return [100 * (other[key] - arcface[key]) for other, arcface in pairs]
+    arcface = {run["seed"]: run[key] for run in found[ARCFACE]}
+    return [
+        100 * (run[key] - arcface[run["seed"]]) for run in found[name] if run["seed"] in arcface
+    ]
 
 
 def table(dataset: str, root: Path = ROOT) -> str:
@@ -118,11 +112,11 @@ def table(dataset: str, root: Path = ROOT) -> str:
         cells = [name, str(len(of))]
         for key in ("accuracy", "accuracy_tta"):
             known = of[0][key] is not None
-            cells.append(mean_ci([100 * record[key] for record in of], 2) if known else "–")
+            cells.append(mean_ci([100 * run[key] for run in of], 2) if known else "–")
             known = known and name != ARCFACE
             cells.append(mean_ci(differences(found, name, key), 2) if known else "–")
         for key in ("intra_test", "inter_test"):
-            cells.append(mean_ci([record["angles"][key] for record in of], 1))
+            cells.append(mean_ci([run["angles"][key] for run in of], 1))
         lines.append(cells)
     head = ["loss", "seeds", "test accuracy, %", "minus ArcFace, points", "with TTA, %"]
     return markdown([*head, "minus ArcFace, points", "Intra, test, °", "Inter, test, °"], lines)
@@ -130,7 +124,7 @@ def table(dataset: str, root: Path = ROOT) -> str:
 
 def tables(root: Path = ROOT) -> dict[str, str]:
     """The tables of the data sets that have records, by the names of their marks."""
-    return {f"margin-{name}": table(name, root) for name in SETUPS if runs(name, root)}
+    return {f"margin-{name}": table(name, root) for name in SETUPS if len(runs(name, root)) > 1}
 
 
 def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
