@@ -103,14 +103,6 @@ def accuracy(record: dict, arrays: dict) -> plt.Figure:
     ):
         axes.plot(*_curve(record, key, 100), color=colour, marker=marker, label=name)
     last = 100 * record["test_accuracy"]
-    axes.annotate(
-        f"{last:.2f}%",
-        (record["epochs"], last),
-        xytext=(0, -17),
-        textcoords="offset points",
-        ha="right",
-        color="#A06F00",
-    )
     axes.set(
         xlabel="epoch",
         ylabel="accuracy in %",
@@ -335,7 +327,7 @@ def _hardest(record: dict) -> str:
 def _training(record: dict) -> str:
     hardest = _hardest(record)
     first, last = record["hyperparameters"]["full_epochs"]
-    middle = f"epochs {first + 1} to {record['epochs'] - last}"
+    middle = f"{first + 1}–{record['epochs'] - last}"
     return f"training ({middle}: {hardest})" if hardest else "training"
 
 

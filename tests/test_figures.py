@@ -125,7 +125,7 @@ def test_curves_hold_the_history(draw, name, unit):
         (curve,) = (xy for text, xy in curves.items() if text.startswith(label))
         assert curve[:, 0].tolist() == [1, 2, 3, 4, 5, 6]
         assert curve[:, 1] == pytest.approx([unit * entry[key] for entry in history])
-    assert any("epochs 3 to 4: hardest 50%" in label for label in curves)
+    assert any("(3–4: hardest 50%)" in label for label in curves)
     assert axes.get_xlabel() == "epoch" and axes.get_ylabel() in ("accuracy in %", "loss (nats)")
 
 
