@@ -134,13 +134,13 @@ def loss(record: dict, arrays: dict) -> plt.Figure:
 
 def angles(record: dict, arrays: dict) -> plt.Figure:
     """Distributions of θ to the own and to the nearest other centre, at three times."""
-    figure, axes = plt.subplots(3, 1, sharex=True, figsize=(3.2, 2.8))
+    figure, axes = plt.subplots(3, 1, sharex=True, figsize=(3.2, 2.9))
     bins = np.arange(0, 181, 2)
     for axis, theta, when in zip(
         axes, arrays["snapshots"].astype(float), times(record), strict=True
     ):
         for column, (name, colour, hatch) in enumerate(
-            (("own", BLUE, None), ("nearest other", ORANGE, "///"))
+            (("own centre", BLUE, None), ("nearest other", ORANGE, "///"))
         ):
             axis.hist(
                 theta[:, column],
@@ -164,7 +164,7 @@ def angles(record: dict, arrays: dict) -> plt.Figure:
             fontsize=7.5,
         )
         axis.set(yticks=[], ylabel="density")
-    axes[0].legend(title="θ to the centre", loc="upper left")
+    axes[0].legend(loc="upper left")
     axes[-1].set(
         xlabel="θ, training embedding to class centre, in °",
         xlim=(0, 140),

@@ -107,8 +107,7 @@ def draw_angles(losses: RunsByLoss, name: str) -> plt.Figure:
         _legend_handle(label, colour, "", line) for label, colour, line in PAPER_STYLE.values()
     ]
     axes.legend(handles=handles, loc="center left", bbox_to_anchor=(1, 0.5))
-    reading = "within a class (W-EC, Intra) small is good, between classes (Inter) large is"
-    axes.set_title(f"{name}: {reading}")
+    axes.set_title(f"{name}: W-EC and Intra should be small, W-Inter and Inter large")
     return figure
 
 
@@ -210,7 +209,7 @@ def _draw_heatmap(axis: plt.Axes, values: np.ndarray, digits: int, low: float | 
 def draw_noise(losses: RunsByLoss, name: str) -> plt.Figure:
     """Accuracy of the nearest class mean, by cosine and by Euclidean distance, while test images
     are corrupted."""
-    figure, axes = plt.subplots(1, len(CORRUPTIONS), sharey=True, figsize=(6.3, 2.3))
+    figure, axes = plt.subplots(1, len(CORRUPTIONS), sharey=True, figsize=(6.3, 2.4))
     for axis, kind in zip(axes, CORRUPTIONS, strict=True):
         for loss in ("softmax", "arcface"):
             for metric, line in (("cosine", "-"), ("euclidean", "--")):
@@ -219,7 +218,7 @@ def draw_noise(losses: RunsByLoss, name: str) -> plt.Figure:
                 _draw_curve(axis, curves, loss, metric, line)
         axis.set(title=kind, xlabel="strength", xticks=range(len(curves[0])))
     axes[0].set(ylabel="accuracy in %", ylim=(0, 102))
-    axes[0].legend()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     title = f"{name}: nearest class mean on corrupted test images (bands: 95% over seeds)"
     figure.suptitle(title)
     return figure

@@ -95,8 +95,7 @@ def fig3(found: dict[str, tuple[dict, dict]]) -> plt.Figure:
         setting = "" if scale is None else f" (s = {scale:g}, m = {margin:g})"
         axis.set_title(
             f"{LOSS_STYLE[loss][0]}{setting}: {record['test_accuracy']:.1%} right\n"
-            f"within a class {angles['intra_test']:.1f}°, "
-            f"nearest other class {angles['inter_test']:.1f}°"
+            f"Intra {angles['intra_test']:.1f}°, Inter {angles['inter_test']:.1f}°"
         )
     axes[1].legend(title="digit", loc="center left", bbox_to_anchor=(1, 0.5), markerscale=2.5)
     title = "Eight digits in two dimensions: under ArcFace the class centres (lines) lie on their"
@@ -118,22 +117,23 @@ def fig4a(record: dict, arrays: dict) -> plt.Figure:
         axes.fill_between(middle, density, color=colour, alpha=0.2)
     axes.set(xlabel="angle θ to the own centre, in degrees", ylabel="density per degree")
     axes.set(xlim=(0, 140), ylim=(0, None))
-    axes.set_title(f"{record['dataset']}: ArcFace turns embeddings towards their centres")
-    axes.legend()
+    axes.set_title(f"{record['dataset']}: embeddings turn towards their centres")
+    axes.legend(loc="upper right")
     return figure
 
 
 def fig4b() -> plt.Figure:
     """Target logit curves of all margins."""
-    figure, axes = plt.subplots(figsize=(3.4, 2.5))
+    figure, axes = plt.subplots(figsize=(3.4, 3.0))
     degrees = np.linspace(20, 100, 321)
     for name, (margins, colour, line) in PAPER.items():
         logit = target_logit(np.radians(degrees), **margins)
         axes.plot(degrees, logit, color=colour, linestyle=line, label=name)
     axes.set(xlabel="angle θ to the own centre, in degrees", ylabel="target logit / s")
     axes.set(xlim=(20, 100))
-    axes.set_title("Every margin asks for a smaller angle to reach the same logit")
-    axes.legend(title="loss (m1, m2, m3)")
+    axes.set_title("With a margin the same logit needs a smaller angle")
+    title = "loss (m1, m2, m3)"
+    figure.legend(title=title, loc="outside lower center", ncols=2, handlelength=3)
     return figure
 
 
