@@ -134,7 +134,7 @@ def loss(record: dict, arrays: dict) -> plt.Figure:
 
 def angles(record: dict, arrays: dict) -> plt.Figure:
     """Distributions of θ to the own and to the nearest other centre, at three times."""
-    figure, axes = plt.subplots(3, 1, sharex=True, figsize=(3.2, 2.9))
+    figure, axes = plt.subplots(3, 1, sharex=True, figsize=(3.2, 2.6))
     bins = np.arange(0, 181, 2)
     for axis, theta, when in zip(
         axes, arrays["snapshots"].astype(float), times(record), strict=True
@@ -180,7 +180,7 @@ def embedding(record: dict, arrays: dict) -> plt.Figure:
     On the diagonal both are equal. Above the dashed line the own logit is the largest even with the
     margin. Images with a validated label error are ringed.
     """
-    figure, axes = plt.subplots(figsize=(3.2, 2.9))
+    figure, axes = plt.subplots(figsize=(3.2, 2.7))
     own, other = (arrays[key].astype(float) for key in ("theta_own", "theta_other"))
     wrong, known = arrays["predicted"] != arrays["labels"], np.isfinite(own)
     rejected = np.isin(np.arange(len(own)), list(label_errors.validated(record["dataset"])))

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_input
 
 AMX = torch.cpu._is_amx_tile_supported()
 SMALL = 5  # pixels: up to this side SmallConvolution is faster
@@ -31,7 +32,7 @@ class SmallConvolution(torch.autograd.Function):
         patches = patches.permute(0, 4, 5, 1, 2, 3).reshape(-1, 9 * channels)  # a row for a pixel
         of_filters = gradient.permute(0, 2, 3, 1).flatten(0, 2).T @ patches
         of_filters = of_filters.unflatten(1, (3, 3, channels)).permute(0, 3, 1, 2)
-        return torch.nn.grad.conv2d_input(x.shape, filters, gradient, padding=1), of_filters
+        return conv2d_input(x.shape, filters, gradient, padding=1), of_filters
 
 
 class Conv(nn.Module):

@@ -18,9 +18,10 @@ from typing import Any
 import arcface_cifar10
 import arcface_mnist
 from experiment import cli, data, errors, machine, records
-from experiment.records import ROOT, Record
+from experiment.records import ROOT
 from study.runs import Setup, Study, Task, outcome
 from study.seeds import is_made_by
+from study.selection import RunsByLoss
 from study.tables import fill_file, markdown, mean_ci
 
 SETUPS = {
@@ -82,7 +83,7 @@ def compare(study: Study, dataset: str) -> None:
 # --- what they say --------------------------------------------------------------------------------
 
 
-def runs(dataset: str, root: Path = ROOT) -> dict[str, list[Record]]:
+def runs(dataset: str, root: Path = ROOT) -> RunsByLoss:
     """The records by what was trained, in the order of their seeds; ArcFace with the recipe's own
     margin first, of the others those that have been run."""
     recipe = SETUPS[dataset].recipe
@@ -97,7 +98,7 @@ def runs(dataset: str, root: Path = ROOT) -> dict[str, list[Record]]:
     return {name: sorted(of, key=lambda run: run["seed"]) for name, of in found.items() if of}
 
 
-def differences(found: dict[str, list[Record]], name: str, key: str) -> list[float]:
+def differences(found: RunsByLoss, name: str, key: str) -> list[float]:
     """Of an accuracy to ArcFace's with the same seed, in percentage points."""
     arcface = {run["seed"]: run[key] for run in found[ARCFACE]}
     return [

@@ -16,6 +16,7 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -56,8 +57,9 @@ def means(runs: list[Record]) -> dict[str, str]:
 
 def is_made_by(recipe: Recipe, record: Record) -> bool:
     """Whether a record is of a training by this recipe, as it is now."""
+    values: dict[str, Any] = {**record}
     used = [recipe.hyperparameters, *(getattr(recipe, key) for key in CHANGEABLE)]
-    return [record["hyperparameters"], *(record[key] for key in CHANGEABLE)] == used
+    return [values["hyperparameters"], *(values[key] for key in CHANGEABLE)] == used
 
 
 def table(root: Path = ROOT) -> str:

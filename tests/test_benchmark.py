@@ -134,10 +134,10 @@ def test_the_operations_of_a_step_are_those_of_its_convolutions():
     layers = [
         (24, 3, 2, 31),
         (64, 24, 3, 31),
-        *2 * [(64, 64, 3, 15)],
+        (64, 64, 3, 15),
         (256, 64, 3, 15),
-        *3 * [(256, 256, 3, 7)],
-        *2 * [(256, 256, 3, 3)],
+        *2 * [(256, 256, 3, 7)],
+        (256, 256, 3, 3),
     ]
     forward = [2 * out * into * kernel**2 * size**2 for out, into, kernel, size in layers]
     # The whitening layer is not trained; the embedding layer is a matrix of 256 × 256.

@@ -69,7 +69,11 @@ def test_public_functions_and_classes_have_a_docstring(path):
     for scope in (tree, *(node for node in classes if not node.name.startswith("_"))):
         for node in scope.body:
             if isinstance(node, ast.FunctionDef | ast.ClassDef):
-                overriding = scope is not tree and node.name in ("forward", "extra_repr")
+                overriding = scope is not tree and node.name in (
+                    "forward",
+                    "backward",
+                    "extra_repr",
+                )
                 private = node.name.startswith("_")
                 assert private or overriding or ast.get_docstring(node), node.name
 

@@ -186,7 +186,8 @@ def test_the_best_recipe_is_trained_where_it_was_asked_for(script, tmp_path):
 
 
 def test_an_interrupted_seed_is_resumed(script, tmp_path):
-    records.save_json(tmp_path / "seeds.json", [record(0)])
+    run_seeds(script, 1, tmp_path)
+    script.calls.clear()
     script.interrupt = True
     with pytest.raises(KeyboardInterrupt):
         run_seeds(script, 2, tmp_path)
