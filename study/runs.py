@@ -103,14 +103,14 @@ def outcome(
     """What a training on ``source`` came to on its test images.
 
     Returns:
-        accuracy, accuracy_tta: the latter is None without views. loss, plain_loss: with the
-        margin and without. angles: those of the paper's Table 3, in degrees.
+        accuracy, accuracy_tta: the latter is None without views. loss_with_margin, plain_loss.
+        angles: those of the paper's Table 3, in degrees.
     """
     network, head = trained.network, trained.head
     train, test = evaluation.embed_both(network, source, precision)
     loss, accuracy = evaluation.loss_and_accuracy(head, *test)
     plain = head(test[0])
-    found: dict[str, Any] = {"accuracy": accuracy, "accuracy_tta": None, "loss": loss}
+    found: dict[str, Any] = {"accuracy": accuracy, "accuracy_tta": None, "loss_with_margin": loss}
     found["plain_loss"] = F.cross_entropy(plain, test[1]).item()
     if views:
         logits = evaluation.tta_logits(network, head, source.test_images, precision, views, plain)

@@ -1,12 +1,17 @@
 """study/margin.py: what is trained beside the recipe's ArcFace, and how they are compared."""
 
 import math
+from dataclasses import fields
 
 import pytest
+import torch
 
+import arcface_mnist
+from arcface_loss import ArcMarginProduct
 from experiment import records
+from experiment.training import Trained
 from study import margin, tables
-from study.runs import Task
+from study.runs import Task, outcome
 
 FOLDER = records.ROOT / "figures" / "study"
 
@@ -93,6 +98,19 @@ def test_only_what_is_compared_differs():
     ]
     assert len({task.name for task, _ in study.tasks}) == 33
     assert math.isclose(tried[1][0].head_lr, made[0][0].head_lr)
+
+
+def test_what_is_measured_replaces_nothing_of_a_task(small_data):
+    network = arcface_mnist.Network(16, **arcface_mnist.DEFAULT.network)
+    head, no = ArcMarginProduct(16, 10, s=8.0, m=0.1), torch.zeros(0)
+    trained = Trained(
+        network=network, head=head, history=[], snapshots=no, mean_theta=no, seconds=0.0
+    )
+    views = [[0, 0.5], [1, 0.25]]
+    found = outcome(trained, small_data["MNIST"], "float32", views=views)
+    assert not found.keys() & {field.name for field in fields(Task)}
+    assert found["loss_with_margin"] > found["plain_loss"] > 0
+    assert 0 <= found["accuracy_tta"] <= 1 and found["angles"]["intra_test"] > 0
 
 
 def test_the_page_has_the_tables_of_the_records():

@@ -67,7 +67,9 @@ def test_a_run_is_judged_on_the_images_held_out_and_never_computed_twice(
     assert calls == [(0, 0.3, 500), (1, 0.3, 500)]
     assert record == records.load_lines(tmp_path / "mnist.jsonl")[1]
     assert 0 <= record["accuracy"] <= 1 and round(100 * record["accuracy"], 6) % 1 == 0
-    assert record["loss"] > record["plain_loss"] > 0 and record["accuracy_tta"] is not None
+    assert (
+        record["loss_with_margin"] > record["plain_loss"] > 0 and record["accuracy_tta"] is not None
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["mnist.jsonl"]
     line = tuning.table("mnist", tmp_path).splitlines()[2]
     assert line.startswith("| wide m | arcface 0.3 | 2 |")
