@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, dataclass
 
+CHANGEABLE = ("epochs", "batch_size", "embedding_size", "scale")  # of a recipe, by an option
 LOSSES = ("softmax", "norm-softmax", "sphereface", "cosface", "arcface", "cm1")
 
 
@@ -43,9 +44,8 @@ class Recipe:
     @property
     def hyperparameters(self) -> dict:
         """What no option changes, as it stands in a record and a checkpoint."""
-        changeable = {"dataset", "epochs", "batch_size", "embedding_size", "scale"}
-        changeable.add("default_margins")
-        return {key: value for key, value in asdict(self).items() if key not in changeable}
+        others = {"dataset", "default_margins", *CHANGEABLE}
+        return {key: value for key, value in asdict(self).items() if key not in others}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,6 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import torch
 
@@ -24,7 +23,7 @@ import arcface_cifar10
 import arcface_mnist
 from experiment import cli, errors, records, run
 from experiment.errors import Problem
-from experiment.recipe import Recipe
+from experiment.recipe import CHANGEABLE, Recipe
 from experiment.records import ROOT, Record
 from study.tables import fill_file, interval, markdown, mean_ci
 from study.yardstick import yardstick_seconds
@@ -32,7 +31,6 @@ from study.yardstick import yardstick_seconds
 SCRIPTS = {"mnist": arcface_mnist, "cifar10": arcface_cifar10}
 DATASETS = tuple(SCRIPTS)
 RECIPES = (*DATASETS, *(f"{dataset}-best" for dataset in DATASETS))  # each a folder of figures/
-CHANGEABLE = ("epochs", "batch_size", "embedding_size", "scale")  # by an option, of a recipe
 WARM_UP_EPOCHS = 4  # of the training that loads a GPU's kernels: with it every size of image occurs
 
 
@@ -56,10 +54,9 @@ def means(runs: list[Record]) -> dict[str, str]:
 
 
 def is_made_by(recipe: Recipe, record: Record) -> bool:
-    """Whether a record is of a training by this recipe, as it is now."""
-    values: dict[str, Any] = {**record}
-    used = [recipe.hyperparameters, *(getattr(recipe, key) for key in CHANGEABLE)]
-    return [values["hyperparameters"], *(values[key] for key in CHANGEABLE)] == used
+    """Whether a record is of a training by this recipe, as it is now, with its own margin."""
+    used = {key: getattr(recipe, key) for key in ("hyperparameters", *CHANGEABLE)}
+    return record.items() >= (used | {"margin": recipe.default_margins["arcface"]}).items()
 
 
 def table(root: Path = ROOT) -> str:

@@ -20,7 +20,8 @@ def own(seed, accuracy, **values):
     """A record of the default recipe, as study.seeds writes it."""
     recipe = margin.SETUPS["mnist"].recipe
     made = {key: getattr(recipe, key) for key in ("epochs", "batch_size", "scale")}
-    made |= {"embedding_size": recipe.embedding_size, "hyperparameters": recipe.hyperparameters}
+    made |= {"embedding_size": recipe.embedding_size, "margin": 0.1}
+    made |= {"hyperparameters": recipe.hyperparameters}
     angles = {"intra_test": 10.0, "inter_test": 94.0}
     tested = {"test_accuracy": accuracy, "test_accuracy_tta": None, "angles": angles}
     return {"seed": seed} | tested | made | values

@@ -24,7 +24,7 @@ def record(seed=0, **values):
     defaults |= {"train_seconds": 3.0, "angles": {"intra_test": 10.0}}
     recipe = arcface_mnist.DEFAULT
     defaults |= {key: getattr(recipe, key) for key in ("epochs", "batch_size", "scale")}
-    defaults |= {"embedding_size": 128, "hyperparameters": recipe.hyperparameters}
+    defaults |= {"embedding_size": 128, "margin": 0.1, "hyperparameters": recipe.hyperparameters}
     return defaults | {"device_name": "a CPU", "precision": "bfloat16"} | values
 
 
@@ -132,9 +132,10 @@ def script(small, small_data, monkeypatch):
     return Script()
 
 
-def test_an_earlier_version_of_a_recipe_is_run_again(script, tmp_path):
+@pytest.mark.parametrize("change", [{"epochs": 3}, {"margin": 0.2}, {"hyperparameters": {}}])
+def test_an_earlier_version_of_a_recipe_is_run_again(change, script, tmp_path):
     before = run_seeds(script, 2, tmp_path)
-    records.save_json(tmp_path / "seeds.json", [before[0] | {"epochs": 3}, before[1]])
+    records.save_json(tmp_path / "seeds.json", [before[0] | change, before[1]])
     script.calls.clear()
     found = run_seeds(script, 2, tmp_path)
     assert [run["epochs"] for run in found] == [2, 2] and len(script.calls) == 1
