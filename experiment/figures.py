@@ -203,7 +203,7 @@ def embedding(record: dict, arrays: dict) -> plt.Figure:
             np.degrees(theta), line, "--", color="black", linewidth=1, label="with the margin"
         )
     axes.set(xlim=(0, end), ylim=(0, end), aspect="equal")
-    axes.set(xlabel="θ to the own centre in °", ylabel="θ to the nearest other centre in °")
+    axes.set(xlabel="θ to the own centre in °", ylabel="θ to the nearest other in °")
     share = (~wrong[known]).mean()
     axes.set_title(f"{_title(record)}:\n{share:.1%} of {known.sum():,} test images are right")
     figure.legend(loc="outside lower center", ncols=2)

@@ -112,13 +112,13 @@ def fig4a(record: dict, arrays: dict) -> plt.Figure:
     for values, when, colour, line in zip(theta, times(record), colours, lines, strict=True):
         density, edges = np.histogram(values, np.arange(0, 181, 2), density=True)
         middle = (edges[:-1] + edges[1:]) / 2
-        label = f"{when}: {values.mean():.0f}° on average"
+        label = f"{when}: {values.mean():.0f}°"
         axes.plot(middle, density, color=colour, linestyle=line, label=label)
         axes.fill_between(middle, density, color=colour, alpha=0.2)
     axes.set(xlabel="angle θ to the own centre, in degrees", ylabel="density per degree")
     axes.set(xlim=(0, 140), ylim=(0, None))
     axes.set_title(f"{record['dataset']}: embeddings turn towards their centres")
-    axes.legend(loc="upper right")
+    axes.legend(title="mean θ", loc="upper right")
     return figure
 
 
