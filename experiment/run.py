@@ -293,7 +293,18 @@ def load_model(
     path: Path | str, network_class: type[nn.Module]
 ) -> tuple[nn.Module, nn.Module, list[str]]:
     """A trained network, its head, both in evaluation mode on the CPU, and the names of the
-    classes.
+    classes. A picture of your own is classified by::
+
+        import torch
+        from torchvision.io import decode_image
+
+        from arcface_cifar10 import Network
+        from experiment.run import load_model
+
+        network, head, classes = load_model("figures/cifar10/model.pt", Network)
+        image = decode_image("cat.png", mode="RGB")[None] / 255  # trained on 32 × 32 pixels
+        with torch.no_grad():
+            print(classes[head(network(image)).argmax()])
 
     Args:
         path: a run's model.pt. network_class: ``Network`` of the script that wrote it.

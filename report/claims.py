@@ -93,7 +93,12 @@ def of_angles() -> dict[str, bool]:
         [np.mean([run["angles"][f"{key}_test"] for run in by_margin[m]]) for m in sorted(by_margin)]
         for key in ("intra", "inter")
     )
+    on_sphere = load(STUDY, "sphere", "mnist")
+    w_ec, apart = (angle(on_sphere, key) for key in ("w_ec", "inter_test"))
     return {
+        "on the sphere ArcFace's centres are nearer to their classes, which are further apart": (
+            w_ec["arcface"] < w_ec["softmax"] and apart["arcface"] > apart["softmax"]
+        ),
         "in the script's recipe a larger margin makes classes more compact": bool(
             (np.diff(within) < 0).all()
         ),

@@ -14,7 +14,7 @@ from experiment import label_errors, records
 from experiment.errors import Problem
 from experiment.records import ROOT
 from report import claims
-from study import losses, margin, seeds, tables
+from study import losses, margin, seeds, sphere, tables
 
 ANGLE_COLUMNS = ("Intra", "Inter", "ratio")
 
@@ -24,8 +24,8 @@ def numbers() -> dict[str, Any]:
 
     Returns:
         mnist, cifar10: of the default recipe's runs. recipes: a table of all hyperparameters.
-        grid, unseen: of these parts of the study. tables: those of the README files, as lists of
-        rows.
+        margins, grid, unseen, sphere: of these parts of the study. tables: those of the README
+        files, as lists of rows.
 
     Raises:
         Problem: a record is missing or damaged.
@@ -37,6 +37,7 @@ def numbers() -> dict[str, Any]:
         claims.check((ROOT / "report/report.typ").read_text(encoding="utf-8"))
         found["margins"] = margin_numbers()
         found |= {"recipes": recipe_rows(), "grid": grid_numbers(), "unseen": unseen_numbers()}
+        found["sphere"] = sphere_numbers()
         return found | {"tables": {name: rows(table) for name, table in markdown.items()}}
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         what = f"{type(error).__name__}: {error}"
@@ -157,6 +158,19 @@ def unseen_numbers() -> dict[str, Any]:
     for key in ("inter", "intra"):
         angles = [run["angles"][f"{key}_test"] for run in runs]
         found[key] = f"{stats.spearmanr(eer, angles).statistic:.2f}"
+    return found
+
+
+def sphere_numbers() -> dict[str, str]:
+    """How many steps the trainings with three-dimensional embeddings had, and their angles on test
+    images, those of softmax first."""
+    runs = {
+        run["loss"]: run for run in records.load_lines(ROOT / "figures/study/sphere-mnist.jsonl")
+    }
+    found = {"steps": str(runs["arcface"]["epochs"] * 60_000 // sphere.RECIPE.batch_size)}
+    for key, name in {"w_ec": "w_ec", "intra": "intra_test", "inter": "inter_test"}.items():
+        values = [runs[loss]["angles"][name] for loss in ("softmax", "arcface")]
+        found[key] = " and ".join(f"{value:.1f}" for value in values)
     return found
 
 

@@ -1,13 +1,15 @@
-"""The README's samples run as written, and what it names exists."""
+"""The samples of the README and of a docstring run as written, and what the README names exists."""
 
+import inspect
 import re
+import textwrap
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 import arcface_cifar10
-from experiment import synthetic
+from experiment import run, synthetic
 from experiment.records import ROOT
 from tests.helpers import tiny
 
@@ -16,7 +18,7 @@ SAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 LAYOUT = README.split("## Layout\n\n```\n")[1].split("```")[0]
 
 
-@pytest.mark.parametrize("sample", [s for s in SAMPLES if "model.pt" not in s])
+@pytest.mark.parametrize("sample", SAMPLES)
 def test_the_samples_of_the_loss_run(sample, capsys):
     names: dict = {}
     exec(sample, names)
@@ -24,7 +26,7 @@ def test_the_samples_of_the_loss_run(sample, capsys):
     assert 60 < float(re.findall(r"[\d.]+", capsys.readouterr().out)[0]) < 120
 
 
-def test_the_sample_of_the_model_prints_the_name_of_a_class(tmp_path, small, monkeypatch, capsys):
+def test_the_sample_of_load_model_prints_the_name_of_a_class(tmp_path, small, monkeypatch, capsys):
     """It gets a picture with a fourth channel, and a model of the stand-in."""
     monkeypatch.setitem(arcface_cifar10.RECIPES, "default", tiny(arcface_cifar10, views=[]))
     arguments = ["--data", "synthetic", "--epochs", "1", "--batch-size", "60"]
@@ -33,8 +35,8 @@ def test_the_sample_of_the_model_prints_the_name_of_a_class(tmp_path, small, mon
     Image.new("RGBA", (32, 32), (200, 30, 30, 128)).save(tmp_path / "cat.png")
     monkeypatch.chdir(tmp_path)
     capsys.readouterr()
-    (sample,) = (s for s in SAMPLES if "model.pt" in s)
-    exec(sample, {})
+    text = inspect.getdoc(run.load_model).split("::\n\n")[1].split("Args:")[0]
+    exec(textwrap.dedent(text), {})
     assert capsys.readouterr().out.strip() in synthetic.SHAPES
 
 
