@@ -1,6 +1,7 @@
 """What the report prints: its numbers, from the records, and its listings, from the sources."""
 
 import ast
+import re
 import textwrap
 from collections.abc import Callable
 from dataclasses import asdict
@@ -24,8 +25,8 @@ def numbers() -> dict[str, Any]:
 
     Returns:
         mnist, cifar10: of the default recipe's runs. recipes: a table of all hyperparameters.
-        margins, grid, unseen, sphere: of these parts of the study. tables: those of the README
-        files, as lists of rows.
+        margins, grid, unseen, sphere, heads: of these parts of the study and of the tuning.
+        tables: those of the README files, as lists of rows.
 
     Raises:
         Problem: a record is missing or damaged.
@@ -37,7 +38,7 @@ def numbers() -> dict[str, Any]:
         claims.check((ROOT / "report/report.typ").read_text(encoding="utf-8"))
         found["margins"] = margin_numbers()
         found |= {"recipes": recipe_rows(), "grid": grid_numbers(), "unseen": unseen_numbers()}
-        found["sphere"] = sphere_numbers()
+        found |= {"sphere": sphere_numbers(), "heads": head_numbers()}
         return found | {"tables": {name: rows(table) for name, table in markdown.items()}}
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         what = f"{type(error).__name__}: {error}"
@@ -159,6 +160,15 @@ def unseen_numbers() -> dict[str, Any]:
         angles = [run["angles"][f"{key}_test"] for run in runs]
         found[key] = f"{stats.spearmanr(eer, angles).statistic:.2f}"
     return found
+
+
+def head_numbers() -> dict[str, str]:
+    """Accuracies with the mirror image, in %, of short trainings with the published head and ours,
+    means over the seeds, by the trial's name with _ for what is not a letter."""
+    return {
+        re.sub(r"\W+", "_", name): f"{100 * value:.1f}"
+        for name, value in claims.short_trials().items()
+    }
 
 
 def sphere_numbers() -> dict[str, str]:

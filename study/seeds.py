@@ -84,12 +84,16 @@ def table(root: Path = ROOT) -> str:
 def headline(root: Path = ROOT) -> str:
     """The result in one line, for the top of the README, from the same records."""
     parts = []
+    slow = records.load_json(root / "figures" / "benchmarks" / "float32.json")["seconds"]
     for name in DATASETS:
         runs = records.load_json(root / "figures" / name / "seeds.json")
         minutes = interval([record["train_seconds"] / 60 for record in runs])[0]
         accuracy = f"**{means(runs)['mean']}%** on {runs[0]['dataset']}"
-        parts.append(f"{accuracy} after {minutes:.1f} minutes of training (n = {len(runs)})")
-    what = "mean test accuracy of n seeds with 95% intervals, on two CPU cores"
+        time = (
+            f"{minutes:.1f} minutes of training ({slow[name] / 60:.1f} in float32; n = {len(runs)})"
+        )
+        parts.append(f"{accuracy} after {time}")
+    what = "mean test accuracy of n seeds with 95% intervals, on two CPU cores, in bfloat16"
     return f"{' and '.join(parts)}: {what}."
 
 

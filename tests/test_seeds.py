@@ -95,11 +95,13 @@ def test_the_table_is_written_into_the_readme(tmp_path):
     for name in seeds.DATASETS:
         runs = [record(seed, train_seconds=90.0) for seed in range(3)]
         records.save_json(tmp_path / f"figures/{name}/seeds.json", runs)
+    slow = {"seconds": {"mnist": 120.0, "cifar10": 630.0}}
+    records.save_json(tmp_path / "figures/benchmarks/float32.json", slow)
     marks = "<!-- headline -->\n<!-- /headline -->\n<!-- results -->\n<!-- /results -->\n"
     (tmp_path / "README.md").write_text(marks, encoding="utf-8")
     assert seeds.main(["table"], tmp_path) == 0
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert "**99.00 ± 0.00%** on MNIST after 1.5 minutes of training (n = 3)" in text
+    assert "**99.00 ± 0.00%** on MNIST after 1.5 minutes of training (2.0 in float32; n = 3)" in text
     assert seeds.table(tmp_path) in text
 
 
