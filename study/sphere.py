@@ -8,6 +8,7 @@ the picture is figures/study/sphere.png. ``--figures-only`` draws it from the re
 import argparse
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from experiment.training import Classifier, Trained
 from study.runs import Setup, Study, Task
 
 RECIPE = replace(arcface_mnist.DEFAULT, hardest=1.0, epochs=6)  # all images in every epoch
-SETTINGS = {"softmax": (None, None), "arcface": (16.0, 0.2)}  # s and m
+DRAWN = {"softmax": (None, None), "arcface": (16.0, 0.2)}  # s and m of each loss
 STEPS = (1, 30, 120)  # what is drawn besides the end: before these steps
 SHOWN = 1000  # test images
 
@@ -87,8 +88,8 @@ def compute(folder: Path, source: Data) -> None:
     """Train what has no record yet."""
     watched = Watched()
     setup = Setup(train=watched.train, recipe=RECIPE, seeds=1)
-    study = Study(folder, {"mnist": setup}, {"mnist": source}, len(SETTINGS))
-    for loss, (scale, margin) in SETTINGS.items():
+    study = Study(folder, {"mnist": setup}, {"mnist": source}, len(DRAWN))
+    for loss, (scale, margin) in DRAWN.items():
         task = Task(
             part="sphere",
             dataset="mnist",
@@ -99,12 +100,7 @@ def compute(folder: Path, source: Data) -> None:
             epochs=RECIPE.epochs,
             embedding_size=3,
         )
-        path = folder / f"{task.name}.npz"
-
-        def measure(trained: Trained, of: Data, precision: str, path: Path = path) -> dict:
-            return watched.measure(path, trained, of, precision)
-
-        study.run(task, source, measure)
+        study.run(task, source, partial(watched.measure, folder / f"{task.name}.npz"))
     study.bar.close()
 
 
