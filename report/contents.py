@@ -18,6 +18,7 @@ from report import claims
 from study import losses, margin, seeds, sphere, tables
 
 ANGLE_COLUMNS = ("Intra", "Inter", "ratio")
+FLOAT32 = ROOT / "figures/benchmarks/float32.json"
 
 
 def numbers() -> dict[str, Any]:
@@ -72,6 +73,7 @@ def run_numbers(name: str) -> dict[str, Any]:
         "torch": first["versions"]["torch"].partition("+")[0],
         "total_seconds": tables.mean_ci([run["total_seconds"] for run in runs], 0),
         "seeds": len(runs),
+        "float32": f"{records.load_json(FLOAT32)['seconds'][name]:.0f}",
         "yardstick": tables.mean_ci([run["yardstick_seconds"] for run in runs], 0),
         "ratio": tables.mean_ci(
             [run["train_seconds"] / run["yardstick_seconds"] for run in runs], 2
@@ -119,20 +121,24 @@ def shown(value: Any) -> str:
 
 
 def grid_numbers() -> dict[str, Any]:
-    """Intra, Inter and their ratio on validation images, at m = 0 and at m = 0.5, by scale."""
+    """Intra, Inter and their ratio on validation images, at m = 0 and at m = 0.5, by scale; the
+    largest W-EC of the two smallest scales."""
     runs = {
         (run["scale"], run["margin"]): run["angles"]
         for run in records.load_lines(ROOT / "figures/study/grid-mnist.jsonl")
     }
-    lines, inter = [["s", *(f"{what}, m = {m}" for m in (0, 0.5) for what in ANGLE_COLUMNS)]], []
+    lines = [["s", *(f"{what}, m = {m}" for m in (0, 0.5) for what in ANGLE_COLUMNS)]]
     for scale in losses.SCALES:
         cells = []
         for m in (0.0, 0.5):
             within, between = (runs[scale, m][f"{key}_test"] for key in ("intra", "inter"))
             cells += [f"{within:.1f}", f"{between:.1f}", f"{between / within:.1f}"]
         lines.append([str(scale), *cells])
-        inter.append(f"{runs[scale, 0.0]['inter_test']:.1f}°")
-    return {"rows": lines, "inter_at_0": ", ".join(inter)}
+    w_ec = {
+        f"w_ec_{scale}": f"{max(runs[scale, m]['w_ec'] for m in losses.GRID_MARGINS):.1f}°"
+        for scale in (4, 8)
+    }
+    return {"rows": lines, **w_ec}
 
 
 def margin_numbers() -> dict[str, str]:
@@ -156,19 +162,20 @@ def unseen_numbers() -> dict[str, Any]:
     runs = records.load_lines(ROOT / "figures/study/unseen-mnist.jsonl")
     eer = [run["verification"]["eer"] for run in runs]
     found: dict[str, Any] = {"runs": len(runs)}
-    for key in ("inter", "intra"):
-        angles = [run["angles"][f"{key}_test"] for run in runs]
-        found[key] = f"{stats.spearmanr(eer, angles).statistic:.2f}"
+    for key, name in {"inter": "inter_test", "intra": "intra_test", "w_ec": "w_ec"}.items():
+        angles = [run["angles"][name] for run in runs]
+        rho = stats.spearmanr(eer, angles).statistic
+        found[key] = f"{rho:.2f}".replace("-", "−")
     return found
 
 
 def head_numbers() -> dict[str, str]:
     """Accuracies with the mirror image, in %, of short trainings with the published head and ours,
     means over the seeds, by the trial's name with _ for what is not a letter."""
-    return {
-        re.sub(r"\W+", "_", name): f"{100 * value:.1f}"
-        for name, value in claims.short_trials().items()
-    }
+    short = claims.short_trials()
+    found = {re.sub(r"\W+", "_", name): f"{100 * value:.1f}" for name, value in short.items()}
+    gain = short["no embedding matrix, label smoothing"] - short["no embedding matrix"]
+    return found | {"smoothing_under_arcface": f"{100 * gain:.1f}"}
 
 
 def sphere_numbers() -> dict[str, str]:
@@ -185,10 +192,13 @@ def sphere_numbers() -> dict[str, str]:
 
 
 def rows(table: str) -> list[list[str]]:
-    """The cells of a table in Markdown, without its line of dashes and without emphasis."""
+    """The cells of a table in Markdown, without its line of dashes, without emphasis, and without
+    the columns that hold nothing but dashes."""
     lines = [line.strip("|").split("|") for line in table.splitlines()]
     cells = [[cell.strip().replace("*", "") for cell in line] for line in lines]
-    return [cells[0], *cells[2:]]
+    head, *body = cells[0], *cells[2:]
+    kept = [k for k in range(len(head)) if {line[k] for line in body} != {"–"}]
+    return [[line[k] for k in kept] for line in (head, *body)]
 
 
 def listings() -> dict[str, dict[str, str]]:

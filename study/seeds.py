@@ -89,9 +89,8 @@ def headline(root: Path = ROOT) -> str:
         runs = records.load_json(root / "figures" / name / "seeds.json")
         minutes = interval([record["train_seconds"] / 60 for record in runs])[0]
         accuracy = f"**{means(runs)['mean']}%** on {runs[0]['dataset']}"
-        time = (
-            f"{minutes:.1f} minutes of training ({slow[name] / 60:.1f} in float32; n = {len(runs)})"
-        )
+        time = f"{minutes:.1f} minutes of training (n = {len(runs)}; in float32 about "
+        time += f"{slow[name] / 60:.1f}, extrapolated)"
         parts.append(f"{accuracy} after {time}")
     what = "mean test accuracy of n seeds with 95% intervals, on two CPU cores, in bfloat16"
     return f"{' and '.join(parts)}: {what}."

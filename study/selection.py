@@ -15,14 +15,14 @@ RunsByLoss = dict[str, list[StudyRecord]]
 
 
 def load(folder: Path, part: str, dataset: str) -> RunsByLoss:
-    """The records of a part of the study, by loss, in the order of their seeds and splits.
+    """The records of a part of the study, by loss, in the order of their seeds and splits, else as
+    they were made.
 
     Returns an empty dictionary where the part has no records. Raises Problem if they are damaged.
     """
     path = folder / f"{part}-{dataset}.jsonl"
     found = records.load_lines(path) if path.exists() else []
-    keys = ("seed", "split", "scale", "margin", "head_lr")
-    found.sort(key=lambda record: [record[key] or 0 for key in keys])
+    found.sort(key=lambda record: [record[key] or 0 for key in ("seed", "split")])
     by_loss = {loss: [r for r in found if r["loss"] == loss] for loss in LOSS_STYLE}
     return {loss: runs for loss, runs in by_loss.items() if runs}
 

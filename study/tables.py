@@ -129,8 +129,8 @@ def setting_cells(record: StudyRecord) -> list[str]:
 
 
 def tuning_table(tuning: RunsByLoss) -> str:
-    """All short runs. The chosen one of a loss is bold once as many have been made for it as for
-    any other."""
+    """All short runs. The chosen one of a loss, the first of the best, is bold once as many have
+    been made for it as for any other."""
     rows, budget = [], max(map(len, tuning.values()))
     for loss, runs in tuning.items():
         best = max(runs, key=lambda record: record["test_accuracy"] or 0)

@@ -40,7 +40,7 @@ def test_each_test_image_is_on_one_half_of_the_sphere(tmp_path):
     """Grey is what lies nearer than m to the middle between two centres."""
     points = np.eye(3)[[0, 1, 2]].repeat(2, axis=0) * np.array([[1], [-1]] * 3) * 1.0
     points[2:, 0] += 0.1
-    centres = np.concatenate([np.eye(3), -np.eye(3)]) + [1e-4, 0, 0]
+    centres = np.concatenate([np.eye(3), -np.eye(3)]) + np.array([1e-4, 0, 0])
     arrays = {"points": [points] * 4, "centres": [centres] * 4, "labels": np.arange(6)}
     for loss, margin in (("softmax", None), ("arcface", 0.2)):
         run = {"name": loss, "loss": loss, "scale": margin and 16.0, "margin": margin}
