@@ -298,6 +298,10 @@ def of_the_margin_alone() -> dict[str, bool]:
         "MNIST's own recipe: no loss is ahead": not any(
             sign(margin.differences(found, name, "accuracy")) for name in others
         ),
+        "MNIST's own recipe: not by a tenth of a point": all(
+            abs(mean) + half < 0.1
+            for mean, half in (interval(margin.differences(found, k, "accuracy")) for k in others)
+        ),
         "MNIST's own recipe: the margin makes classes more compact": all(
             with_margin[run["seed"]] < run["angles"]["intra_test"] for run in found[others[1]]
         ),
