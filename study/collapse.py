@@ -8,9 +8,9 @@ figures/study/, and so does the picture, collapse.png; ``--figures-only`` draws 
 alone.
 """
 
-import argparse
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import arcface_cifar10
-from experiment import cli, data, errors, machine, records
+from experiment import data, records
 from experiment.data import Data
-from experiment.figures import BLUE, ORANGE, STYLE, save
+from experiment.figures import BLUE, ORANGE
 from experiment.records import ROOT
 from experiment.training import Trained
 from study.losses import CIFAR10, classes_seen
-from study.runs import Setup, Study, Task
+from study.runs import Setup, Study, Task, train_and_draw
 
 # The first 72 of 720 steps were the warm-up. Of these trainings it is the beginning that matters:
 # 120 steps are made, with the same warm-up, of which the last 30 have larger images.
@@ -71,6 +71,16 @@ def measure(trained: Trained, source: Data, precision: str) -> dict[str, Any]:
     return {"mean_theta": [round(theta, 1) for theta in trained.mean_theta.rad2deg().tolist()]}
 
 
+def compute(folder: Path, data_folder: Path) -> None:
+    """Train what has no record yet."""
+    source = data.load("CIFAR-10", data_folder)
+    study = Study(folder, {"cifar10": SETUP}, {"cifar10": source}, len(tasks()))
+    seen = source.select_classes(classes_seen(0))
+    for task in tasks():
+        study.run(task, seen, measure)
+    study.bar.close()
+
+
 def draw(folder: Path) -> plt.Figure:
     """θ to the own centre over the steps, a line for each seed. It is to be printed 3.4 in wide."""
     figure, axes = plt.subplots(figsize=(3.4, 2.6))
@@ -100,27 +110,8 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
     Args:
         root: the folder of figures/, where records are kept and the picture goes.
     """
-    assert __doc__ is not None
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add = parser.add_argument
-    add("--data", type=cli.path, default=ROOT / "data", metavar="DIR", help="as in the scripts")
-    add("--figures-only", action="store_true", help="the picture from the records on disk")
     folder = root / "figures" / "study"
-
-    def work() -> None:
-        options = parser.parse_args(argv)
-        if not options.figures_only:
-            machine.keep_malloc_arenas()
-            source = data.load("CIFAR-10", options.data)
-            study = Study(folder, {"cifar10": SETUP}, {"cifar10": source}, len(tasks()))
-            seen = source.select_classes(classes_seen(0))
-            for task in tasks():
-                study.run(task, seen, measure)
-            study.bar.close()
-        with plt.rc_context(STYLE):
-            save(draw(folder), folder / "collapse.png")
-
-    return errors.exit_status(work, "The same command goes on from here.")
+    return train_and_draw(__doc__, argv, partial(compute, folder), draw, folder / "collapse.png")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The study's trainings: each is computed once, and an interrupted one is resumed."""
 
+import argparse
 import io
 import shutil
 import sys
@@ -9,13 +10,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from experiment import evaluation, machine, records
+from experiment import cli, errors, evaluation, machine, records
 from experiment.data import Data
+from experiment.figures import STYLE, save
 from experiment.recipe import Recipe, Settings
+from experiment.records import ROOT
 from experiment.training import Diverged, Trained
 
 # What an experiment measures on a trained network: called with it, the data that it was trained
@@ -194,3 +198,34 @@ class Study:
         record["train_seconds"], record["diverged"] = trained.seconds, trained.diverged
         record["test_accuracy"] = trained.history[-1]["test_accuracy"]
         return record | (measure(trained, data, self.precision) if measure else {})
+
+
+def train_and_draw(
+    doc: str | None,
+    argv: list[str] | None,
+    compute: Callable[[Path], None],
+    draw: Callable[[Path], plt.Figure],
+    picture: Path,
+) -> int:
+    """A command that trains what has no record yet, then draws one picture. Returns the exit
+    status.
+
+    Args:
+        doc: of the command's module; its first line is shown by ``--help``.
+        compute: called with the folder of the data; not with ``--figures-only``.
+        draw: called with the folder of the records, which is that of the picture.
+    """
+    parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
+    add = parser.add_argument
+    add("--data", type=cli.path, default=ROOT / "data", metavar="DIR", help="as in the scripts")
+    add("--figures-only", action="store_true", help="the picture from the records on disk")
+
+    def work() -> None:
+        options = parser.parse_args(argv)
+        if not options.figures_only:
+            machine.keep_malloc_arenas()
+            compute(options.data)
+        with plt.rc_context(STYLE):
+            save(draw(picture.parent), picture)
+
+    return errors.exit_status(work, "The same command goes on from here.")

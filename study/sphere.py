@@ -5,7 +5,6 @@ test images and of the class centres are kept at four moments of the training, i
 the picture is figures/study/sphere.png. ``--figures-only`` draws it from the records alone.
 """
 
-import argparse
 import sys
 from dataclasses import replace
 from functools import partial
@@ -20,13 +19,13 @@ from torch.nn.modules.module import register_module_forward_hook
 
 import arcface_mnist
 from arcface_loss import unit
-from experiment import cli, data, errors, evaluation, machine, records
+from experiment import data, evaluation, records
 from experiment.data import Data
-from experiment.figures import CLASS_COLOURS, GREY, LOSS_STYLE, STYLE, save
+from experiment.figures import CLASS_COLOURS, GREY, LOSS_STYLE
 from experiment.recipe import Recipe, Settings
 from experiment.records import ROOT
 from experiment.training import Classifier, Trained
-from study.runs import Setup, Study, Task
+from study.runs import Setup, Study, Task, train_and_draw
 
 RECIPE = replace(arcface_mnist.DEFAULT, hardest=1.0, epochs=6)  # all images in every epoch
 DRAWN = {"softmax": (None, None), "arcface": (16.0, 0.2)}  # s and m of each loss
@@ -84,9 +83,9 @@ class Watched:
         return {"angles": evaluation.angle_statistics(weight, train, test)}
 
 
-def compute(folder: Path, source: Data) -> None:
+def compute(folder: Path, data_folder: Path) -> None:
     """Train what has no record yet."""
-    watched = Watched()
+    watched, source = Watched(), data.load("MNIST", data_folder)
     setup = Setup(train=watched.train, recipe=RECIPE, seeds=1)
     study = Study(folder, {"mnist": setup}, {"mnist": source}, len(DRAWN))
     for loss, (scale, margin) in DRAWN.items():
@@ -144,9 +143,9 @@ def _half(
     surface = np.stack([side * x, side * y, z], axis=-1)
     theta = np.sort(np.arccos(np.clip(surface @ centres.T, -1, 1)), axis=-1)
     gap = theta[..., 1] - theta[..., 0]
-    band = np.where(inside & (gap < max(m, 0.015)), 0.6 if m else 0.9, 0.0)  # m = 0: a thin line
-    shade = np.zeros((*band.shape, 4))
-    shade[..., 3] = band * (0.45 if m else 0.6)
+    shade = np.zeros((*gap.shape, 4))
+    width, opacity = (m, 0.27) if m else (0.015, 0.54)  # m = 0: a thin line
+    shade[..., 3] = np.where(inside & (gap < width), opacity, 0.0)
     axis.imshow(shade, extent=(-1, 1, -1, 1), origin="lower", interpolation="bilinear")
     axis.add_patch(plt.Circle((0, 0), 1, fill=False, color=GREY, linewidth=0.6))
     for k, centre in enumerate(centres):
@@ -171,22 +170,8 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
     Args:
         root: the folder of figures/, where records are kept and the picture goes.
     """
-    assert __doc__ is not None
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add = parser.add_argument
-    add("--data", type=cli.path, default=ROOT / "data", metavar="DIR", help="as in the scripts")
-    add("--figures-only", action="store_true", help="the picture from the records on disk")
     folder = root / "figures" / "study"
-
-    def work() -> None:
-        options = parser.parse_args(argv)
-        if not options.figures_only:
-            machine.keep_malloc_arenas()
-            compute(folder, data.load("MNIST", options.data))
-        with plt.rc_context(STYLE):
-            save(draw(folder), folder / "sphere.png")
-
-    return errors.exit_status(work, "The same command goes on from here.")
+    return train_and_draw(__doc__, argv, partial(compute, folder), draw, folder / "sphere.png")
 
 
 if __name__ == "__main__":

@@ -101,7 +101,8 @@ def test_the_table_is_written_into_the_readme(tmp_path):
     (tmp_path / "README.md").write_text(marks, encoding="utf-8")
     assert seeds.main(["table"], tmp_path) == 0
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert "**99.00 ± 0.00%** on MNIST after 1.5 minutes of training (n = 3; in float32" in text
+    assert "**99.00 ± 0.00%** on MNIST after 1.5 minutes of training (n = 3; " in text
+    assert "(n = 3; in float32 about 2.0, extrapolated)" in text
     assert seeds.table(tmp_path) in text
 
 
