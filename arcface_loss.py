@@ -18,8 +18,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_REDUCE: dict[str, Any] = {"mean": Tensor.mean, "sum": Tensor.sum, "none": Tensor.clone}
-
 
 class ArcMarginProduct(nn.Module):
     """Cosine classifier with the combined angular margin of the paper's eq. 4.
@@ -98,19 +96,18 @@ class ArcMarginProduct(nn.Module):
     ) -> Tensor:
         """``F.cross_entropy(self(input, label), label, reduction=reduction)`` in less memory.
 
-        The samples are taken ``block`` at a time (None: as many as have 2²⁶ logits, at least 64),
+        The samples are taken ``block`` at a time (None: as many as have 2²⁷ logits, at least 64),
         and both gradients are made with a block's logits. So no logits are made twice, and the
         memory is the weight, its gradient and one block's logits; what is frozen gets no gradient.
         For "none", and in a second backward pass through a retained graph, the logits are made
         again. A loss near 0 is as exact as its logits, not rounded to 0.
         """
         self._check(input, label, optional=False)
-        if reduction not in _REDUCE:
+        if reduction not in ("mean", "sum", "none"):
             raise ValueError(f"reduction is {reduction!r}; it must be 'mean', 'sum' or 'none'")
-        block = max(64, 2**26 // self.out_features) if block is None else block
+        block = max(64, 2**27 // self.out_features) if block is None else block
         _require("block", block, lambda: block >= 1, "at least 1 sample")
-        compute = partial(_compute, self, label, reduction, block)
-        return _differentiable(compute, input, self.weight)
+        return _differentiable(partial(_compute, self, label, reduction, block), input, self.weight)
 
     def target_cosine(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """φ(θ) and −φ′(θ), for θ in radians, of any shape."""
@@ -195,8 +192,10 @@ def _sphere(head: ArcMarginProduct, label: Any, needs: Any, x: Tensor, W: Tensor
         return whole or (_unit(rows, dtype) for rows in torch.split(W, size))
 
     def logits(rows: Any = slice(None)) -> Tensor:
-        parts = [F.linear(s * x_hat[rows], W_hat) for W_hat, *_ in centres()]
-        z = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        e = s * x_hat[rows]
+        z = F.linear(e, whole[0][0]) if whole else e.new_empty(len(e), len(W))
+        for part, V in () if whole else zip(torch.split(z, size, 1), centres(), strict=True):
+            torch.mm(e, V[0].T, out=part)  # in place: parts to be joined would scatter the heap
         add = z.scatter_add_ if _eager() else z.scatter_add
         return z if label is None else add(1, label[rows, None], excess[rows])
 
@@ -242,7 +241,7 @@ def _compute(head: Any, label: Any, reduction: Any, block: int, needs: Any, x: A
             yield rows, z.mul_(wrong / total).scatter_(1, y, -wrong)
 
     made = gradients(blocks(share)) if now else [share for _ in blocks(share)]
-    value = _REDUCE[reduction](losses)
+    value = losses.clone() if reduction == "none" else getattr(losses, reduction)()
     return value, lambda G: [g.mul_(G) for g in made] if now else gradients(blocks(G[:, None]))
 
 
