@@ -1,0 +1,126 @@
+"""How scale and margin place the classes: python -m study.grid [--data DIR]
+
+MNIST's default recipe, cut to three epochs, with every pair of a scale and a margin; judged on
+held-out training images. Records are in figures/study/, the picture is
+figures/study/separation.png. ``--figures-only`` draws it from the records alone.
+"""
+
+import math
+import sys
+from functools import partial
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+import arcface_mnist
+from experiment import data
+from experiment.figures import BLUE, GREEN, GREY, ORANGE, RED
+from experiment.records import ROOT
+from study.figures import SIMPLEX
+from study.runs import Setup, Study, Task, outcome, train_and_draw
+from study.selection import StudyRecord, finished, load
+
+SCALES, MARGINS = (4, 8, 16, 32, 64), tuple(k / 10 for k in range(9))
+EPOCHS, SEEDS = 3, 2
+DRAWN = {  # margins, their colours and markers
+    0.0: (BLUE, "o"),
+    0.1: (GREEN, "s"),
+    0.3: (ORANGE, "^"),
+    0.5: (RED, "D"),
+    0.8: ("black", "v"),
+}
+
+
+def separation(s: float, m: float, probability: float = 0.99, n: int = 10) -> float:
+    """How far apart, in degrees, n equally distant classes are when an image on its centre has so
+    high a p_y under L3: from cos Θ = cos m − ln((n − 1)·P/(1 − P))/s, at most the simplex's angle.
+
+    Args:
+        s, m: scale, and margin in radians.
+    """
+    cosine = math.cos(m) - math.log((n - 1) * probability / (1 - probability)) / s
+    return math.degrees(math.acos(max(cosine, -1 / (n - 1))))
+
+
+def compute(folder: Path, data_folder: Path) -> None:
+    """Train what has no record yet, one seed after the other."""
+    recipe = arcface_mnist.DEFAULT
+    setup = Setup(train=arcface_mnist.train, recipe=recipe, seeds=SEEDS, held_out=10_000)
+    source = data.load("MNIST", data_folder)
+    study = Study(folder, {"mnist": setup}, {"mnist": source}, SEEDS * len(SCALES) * len(MARGINS))
+    held_out = source.for_validation(setup.held_out)
+    for seed in range(SEEDS):
+        for scale in SCALES:
+            for margin in MARGINS:
+                task = Task(
+                    part="scale-margin",
+                    dataset="mnist",
+                    loss="arcface",
+                    scale=scale,
+                    margin=margin,
+                    head_lr=recipe.learning_rates["head"],
+                    epochs=EPOCHS,
+                    seed=seed,
+                    named_by=("scale", "margin", "seed"),
+                )
+                study.run(task, held_out, partial(outcome, views=[]))
+    study.bar.close()
+
+
+def draw(folder: Path) -> plt.Figure:
+    """Inter, and its ratio to Intra, over the scale, a line for each of some margins."""
+    runs = finished(load(folder, "scale-margin", "mnist")["arcface"])
+    figure, axes = plt.subplots(1, 2, figsize=(6.3, 2.7))
+    for margin, (colour, marker) in DRAWN.items():
+        of_margin = [run for run in runs if run["margin"] == margin]
+        scales = sorted({run["scale"] for run in of_margin})
+        for axis, key in ((axes[0], inter), (axes[1], ratio)):
+            found = [[key(run) for run in of_margin if run["scale"] == s] for s in scales]
+            means = [np.mean(values) for values in found]
+            axis.plot(scales, means, marker=marker, color=colour, label=f"{margin:g}")
+            for s, values in zip(scales, found, strict=True):
+                axis.plot([s] * len(values), values, "_", color=colour, markersize=7)
+    across = np.geomspace(min(SCALES), max(SCALES), 200)
+    axes[0].plot(across, [separation(s, 0) for s in across], "--", color=GREY, linewidth=1.5)
+    axes[0].annotate(
+        "$p_y$ = 0.99 on the centres,\nm = 0",
+        (40, separation(40, 0)),
+        (4.3, 12),
+        color=GREY,
+        arrowprops={"arrowstyle": "-", "color": GREY},
+    )
+    axes[0].axhline(SIMPLEX, color=GREY, linewidth=0.8, linestyle=":")
+    axes[0].set(ylabel="Inter, in degrees", ylim=(0, 105), title="how far apart the classes are")
+    axes[1].set(ylabel="Inter / Intra", ylim=(0, None), title="beside how wide they are")
+    for axis in axes:
+        axis.set_xscale("log", base=2)
+        axis.set(xlabel="scale s", xticks=SCALES, xticklabels=map(str, SCALES))
+    axes[1].legend(title="margin m", ncols=2)
+    figure.suptitle(f"MNIST, ArcFace after {EPOCHS} epochs ({SEEDS} seeds)")
+    return figure
+
+
+def inter(run: StudyRecord) -> float:
+    """The angle from a class's mean to the nearest other, in degrees."""
+    return float(run["angles"]["inter_test"])
+
+
+def ratio(run: StudyRecord) -> float:
+    """Inter over Intra."""
+    return inter(run) / float(run["angles"]["intra_test"])
+
+
+def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
+    """Run what has no record yet, then draw. Returns the exit status.
+
+    Args:
+        root: the folder of figures/, where records are kept and the picture goes.
+    """
+    folder = root / "figures" / "study"
+    picture = folder / "separation.png"
+    return train_and_draw(__doc__, argv, partial(compute, folder), draw, picture)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
