@@ -290,24 +290,53 @@ def of_the_recipes() -> dict[str, bool]:
 
 
 def of_the_margin_alone() -> dict[str, bool]:
-    """Of MNIST's own recipe with the margin and without."""
-    found = margin.runs("mnist")
+    """Of the scripts' own recipes with the margin and without."""
+    mnist, cifar = (margin.runs(name) for name in margin.SETUPS)
     others = tuple(margin.OTHERS)
-    within = {
-        name: {run["seed"]: run["angles"]["intra_test"] for run in of} for name, of in found.items()
+    softmax, without, larger = others
+
+    def by_seed(found: RunsByLoss, name: str, key: str) -> dict[int, float]:
+        return {run["seed"]: run["angles"][key] for run in found[name]}
+
+    def wider(found: RunsByLoss, name: str, than: str) -> bool:
+        """Whether the classes of a loss are the wider ones with every seed that both have."""
+        one, other = (by_seed(found, of, "intra_test") for of in (name, than))
+        return all(one[seed] > other[seed] for seed in one.keys() & other.keys())
+
+    def closest(found: RunsByLoss) -> bool:
+        apart = {name: by_seed(found, name, "inter_test").values() for name in found}
+        rest = [min(values) for name, values in apart.items() if name != softmax]
+        return max(apart[softmax]) < min(rest)
+
+    equal = {
+        name: not any(sign(margin.differences(found, softmax, key)) for key in keys)
+        for name, found, keys in (
+            ("MNIST", mnist, ("accuracy",)),
+            ("CIFAR-10", cifar, ("accuracy", "accuracy_tta")),
+        )
     }
-    _, without, larger = others
+    behind = [margin.differences(cifar, without, key) for key in ("accuracy", "accuracy_tta")]
     return {
         "MNIST's own recipe: no loss is ahead": not any(
-            sign(margin.differences(found, name, "accuracy")) for name in others
+            sign(margin.differences(mnist, name, "accuracy")) for name in others
         ),
         "MNIST's own recipe: not by a tenth of a point": all(
             abs(mean) + half < 0.1
-            for mean, half in (interval(margin.differences(found, k, "accuracy")) for k in others)
+            for mean, half in (interval(margin.differences(mnist, k, "accuracy")) for k in others)
         ),
-        "MNIST's own recipe: the margin makes classes more compact": all(
-            within[larger][seed] < intra < within[without][seed]
-            for seed, intra in within[margin.ARCFACE].items()
+        "MNIST's own recipe: the margin makes classes more compact": (
+            wider(mnist, without, margin.ARCFACE) and wider(mnist, margin.ARCFACE, larger)
+        ),
+        "both own recipes: softmax cannot be told from ArcFace": all(equal.values()),
+        "CIFAR-10's own recipe: softmax cannot be told from ArcFace": equal["CIFAR-10"],
+        "CIFAR-10's own recipe: normalised softmax is behind with every seed": (
+            max(max(values) for values in behind) < 0
+        ),
+        "CIFAR-10's own recipe: ArcFace's classes are the most compact": all(
+            wider(cifar, name, margin.ARCFACE) for name in (softmax, without)
+        ),
+        "both own recipes: softmax leaves the classes closest together": (
+            closest(mnist) and closest(cifar)
         ),
     }
 
