@@ -315,7 +315,10 @@ def of_the_margin_alone() -> dict[str, bool]:
             ("CIFAR-10", cifar, ("accuracy", "accuracy_tta")),
         )
     }
-    behind = [margin.differences(cifar, without, key) for key in ("accuracy", "accuracy_tta")]
+    again, normalised = (
+        [run["accuracy"] for run in cifar[name]] for name in (margin.AGAIN, without)
+    )
+    ahead = [one > other for one, other in zip(again, normalised, strict=False)]
     return {
         "MNIST's own recipe: no loss is ahead": not any(
             sign(margin.differences(mnist, name, "accuracy")) for name in others
@@ -329,8 +332,8 @@ def of_the_margin_alone() -> dict[str, bool]:
         ),
         "both own recipes: softmax cannot be told from ArcFace": all(equal.values()),
         "CIFAR-10's own recipe: softmax cannot be told from ArcFace": equal["CIFAR-10"],
-        "CIFAR-10's own recipe: normalised softmax is behind with every seed": (
-            max(max(values) for values in behind) < 0
+        "CIFAR-10's own recipe: on one machine either is ahead with one of two seeds": (
+            sorted(ahead) == [False, True]
         ),
         "CIFAR-10's own recipe: ArcFace's classes are the most compact": all(
             wider(cifar, name, margin.ARCFACE) for name in (softmax, without)
