@@ -189,7 +189,7 @@ def test_every_training_that_the_study_wants_is_on_record(tmp_path):
     for dataset in setups:
         losses.compare(study, dataset)
     on_disk = [record for path in tmp_path.glob("*.jsonl") for record in records.load_lines(path)]
-    others = ("collapse", "margin", "margin-tuning", "sphere")  # of the study's other commands
+    others = ("collapse", "margin", "margin-again", "margin-tuning", "sphere")  # other commands'
     wanted = [record for record in on_disk if record.get("part", "collapse") not in others]
     assert losses.count(list(setups)) == len(wanted) == 215
 
