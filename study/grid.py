@@ -14,12 +14,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import arcface_mnist
-from experiment import data
+from experiment import data, records
 from experiment.figures import BLUE, GREEN, GREY, ORANGE, RED
 from experiment.records import ROOT
 from study.figures import SIMPLEX
 from study.runs import Setup, Study, Task, outcome, train_and_draw
-from study.selection import StudyRecord, finished, load
+from study.selection import StudyRecord, finished
 
 SCALES, MARGINS = (4, 8, 16, 32, 64), tuple(k / 10 for k in range(9))
 EPOCHS, SEEDS = 3, 2
@@ -70,7 +70,7 @@ def compute(folder: Path, data_folder: Path) -> None:
 
 def draw(folder: Path) -> plt.Figure:
     """Inter, and its ratio to Intra, over the scale, a line for each of some margins."""
-    runs = finished(load(folder, "scale-margin", "mnist")["arcface"])
+    runs = finished(records.load_lines(folder / "scale-margin-mnist.jsonl"))
     figure, axes = plt.subplots(1, 2, figsize=(6.3, 2.7))
     for margin, (colour, marker) in DRAWN.items():
         of_margin = [run for run in runs if run["margin"] == margin]

@@ -22,7 +22,7 @@ from experiment import cli, data, errors, machine, records
 from experiment.records import ROOT
 from study.runs import Setup, Study, Task, outcome
 from study.seeds import is_made_by
-from study.selection import RunsByLoss
+from study.selection import RunsByLoss, load
 from study.tables import fill_file, markdown, mean_ci
 
 SETUPS = {
@@ -96,13 +96,9 @@ def runs(dataset: str, root: Path = ROOT) -> RunsByLoss:
     own = [record | {new: record[old] for old, new in names.items()} for record in own]
     found = {ARCFACE: [record for record in own if is_made_by(recipe, record)]}
     folder = root / "figures" / "study"
-    again, made = (
-        records.load_lines(path) if path.exists() else []
-        for path in (folder / f"{part}-{dataset}.jsonl" for part in ("margin-again", "margin"))
-    )
-    found[AGAIN] = again
-    for name, loss in OTHERS.items():
-        found[name] = [record for record in made if record["loss"] == loss]
+    found[AGAIN] = load(folder, "margin-again", dataset).get("arcface", [])
+    made = load(folder, "margin", dataset)
+    found |= {name: made.get(loss, []) for name, loss in OTHERS.items()}
     return {name: sorted(of, key=lambda run: run["seed"]) for name, of in found.items() if of}
 
 

@@ -39,7 +39,7 @@ def test_every_pair_is_trained_with_the_recipe_and_both_seeds(tmp_path, monkeypa
     assert {(s, m, seed) for _, s, m, seed, *_ in made} == {
         (s, m / 10, seed) for s in (4, 8, 16, 32, 64) for m in range(9) for seed in (0, 1)
     }
-    assert {tail for *_, epochs, lr in made for tail in [(epochs, lr)]} == {(3, 0.2)}
+    assert {(epochs, lr) for *_, epochs, lr in made} == {(3, 0.2)}
 
 
 def test_the_picture_has_the_means_over_the_seeds(tmp_path):

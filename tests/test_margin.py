@@ -30,9 +30,8 @@ def own(seed, accuracy, **values):
 def other(loss, seed, accuracy):
     """A record of this comparison."""
     angles = {"intra_test": 12.0, "inter_test": 95.0}
-    return {"loss": loss, "seed": seed, "accuracy": accuracy, "accuracy_tta": None} | {
-        "angles": angles
-    }
+    made = {"loss": loss, "seed": seed, "split": None, "angles": angles}
+    return made | {"accuracy": accuracy, "accuracy_tta": None}
 
 
 @pytest.fixture
