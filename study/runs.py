@@ -32,6 +32,7 @@ SHORT = {
     "head_lr": "lr",
     "margin_warm_up": "rise",
     "split": "split",
+    "seen": "seen",
     "seed": "seed",
 }
 
@@ -55,8 +56,8 @@ class Task:
     """One training.
 
     dataset: as in the names of files. head_lr: the peak learning rate of the last layer.
-    split: which classes are trained on; None for all. embedding_size, margin_warm_up: None for
-    the recipe's.
+    split: which classes are trained on; None for all. seen: how many, where that is varied.
+    embedding_size, margin_warm_up: None for the recipe's.
     named_by: the fields that tell the tasks of a part and a loss apart.
     """
 
@@ -69,6 +70,7 @@ class Task:
     epochs: int
     seed: int = 0
     split: int | None = None
+    seen: int | None = None
     embedding_size: int | None = None
     margin_warm_up: float | None = None
     named_by: tuple[str, ...] = ("split", "seed")
