@@ -164,7 +164,7 @@ def unit(x: Tensor) -> Tensor:
 def angle(u: Tensor, v: Tensor) -> Tensor:
     """The angle in radians, in [0, π], between the rows of u and v, N × d, of length 1 (or 0: 90°).
 
-    2·atan2(‖u − v‖, ‖u + v‖) is exact near 0 and π too, and its gradient finite, unlike that of
+    2·atan2(‖u − v‖, ‖u + v‖) is accurate near 0 and π too, its gradient finite, unlike that of
     arccos(u·v) (W. Kahan, "How Futile are Mindless Assessments of Roundoff", 2006, section 12).
     """
     p, q = torch.linalg.vector_norm(u - v, dim=1), torch.linalg.vector_norm(u + v, dim=1)

@@ -15,7 +15,7 @@ from scipy import stats
 from experiment import records
 from experiment.errors import Problem
 from experiment.records import ROOT
-from study import losses, margin, seeds, tuning
+from study import grid, losses, margin, seeds, tuning
 from study.corruption import CORRUPTIONS
 from study.selection import RunsByLoss, common_seeds, differences, finished, load
 from study.tables import interval
@@ -77,18 +77,7 @@ def of_angles() -> dict[str, bool]:
             max(scales, key=lambda k: scales[k]) == "norm-softmax"
             and min(inter, key=lambda k: inter[k]) == "norm-softmax"
         )
-    cells = {
-        (run["scale"], run["margin"]): run["angles"]
-        for run in records.load_lines(STUDY / "grid-mnist.jsonl")
-    }
-
-    def ends(key: Callable[[dict[str, float]], float]) -> list[float]:
-        """The change from m = 0 to m = 0.5, for each scale."""
-        return [key(cells[scale, 0.5]) - key(cells[scale, 0.0]) for scale in losses.SCALES]
-
-    inter_at_0 = [cells[scale, 0.0]["inter_test"] for scale in losses.SCALES]
-    compact = [change < 0 for change in ends(lambda angles: angles["intra_test"])]
-    ratio = ends(lambda angles: angles["inter_test"] / angles["intra_test"])
+    w_inter = angle(common_seeds(load(STUDY, "losses", "cifar10")), "w_inter")
     by_margin = margins_tried()
     within, between = (
         [np.mean([run["angles"][f"{key}_test"] for run in by_margin[m]]) for m in sorted(by_margin)]
@@ -105,13 +94,60 @@ def of_angles() -> dict[str, bool]:
         ),
         "and leaves their distance": np.ptp(between) < 2,
         "normalised softmax has the largest scale and the closest classes": all(found.values()),
-        "without a margin, classes are closer the larger the scale": bool(
-            (np.diff(inter_at_0) < 0).all()
+        "on CIFAR-10 only CosFace's centres end further apart than random ones": (
+            [loss for loss in w_inter if w_inter[loss] > random_centres(256)] == ["cosface"]
         ),
-        "a margin makes classes compact at small scales alone": compact == [True] * 3 + [False] * 2,
-        "the ratio of Inter to Intra rises with the margin at every scale": min(ratio) > 0,
-        "in five cells the classes lie beyond 90° from their centres": (
-            sum(angles["w_ec"] > 90 for angles in cells.values()) == 5
+    }
+
+
+def random_centres(d: int, draws: int = 1000) -> float:
+    """The mean angle, in degrees, from one of ten random directions in d dimensions to the nearest
+    other one."""
+    centres = np.random.default_rng(0).normal(size=(draws, 10, d))
+    centres /= np.linalg.norm(centres, axis=2, keepdims=True)
+    cosines = centres @ centres.transpose(0, 2, 1) - 2 * np.eye(10)
+    return float(np.degrees(np.arccos(cosines.max(axis=2))).mean())
+
+
+def scale_and_margin(key: Callable[[dict[str, Any]], float]) -> dict[float, list[float]]:
+    """A figure of MNIST's short runs over scale and margin, the mean over their seeds: for each
+    scale a value for each margin, from the smallest to the largest."""
+    found: dict[float, dict[float, list[float]]] = {}
+    for run in records.load_lines(STUDY / "scale-margin-mnist.jsonl"):
+        found.setdefault(run["scale"], {}).setdefault(run["margin"], []).append(key(run))
+    return {s: [float(np.mean(of[m])) for m in sorted(of)] for s, of in sorted(found.items())}
+
+
+def of_scale_and_margin() -> dict[str, bool]:
+    """Of ArcFace on MNIST with every pair of a scale and a margin, m = 0 first."""
+    within, between, w_ec = (
+        scale_and_margin(lambda run, key=key: run["angles"][key])
+        for key in ("intra_test", "inter_test", "w_ec")
+    )
+    ratio = scale_and_margin(grid.ratio)
+    accuracy = scale_and_margin(lambda run: 100 * run["accuracy"])
+    at_0 = [values[0] for values in between.values()]
+    narrower = {s: bool((np.diff(values) < 0).all()) for s, values in within.items()}
+    return {
+        "without a margin, classes are closer the larger the scale": bool(
+            (np.diff(at_0) < 0).all()
+        ),
+        "a margin moves classes apart at large scales": all(
+            values[-1] - values[0] > 15 if s >= 16 else values[-1] - values[0] < 5
+            for s, values in between.items()
+        ),
+        "the ratio of Inter to Intra rises with the margin at every scale": all(
+            (np.diff(values) > 0).all() for values in ratio.values()
+        ),
+        "up to s = 16 every step of the margin makes classes more compact": (
+            narrower == {s: s <= 16 for s in within}
+        ),
+        "at s = 32 and 64 a small margin makes them wider": all(
+            max(within[s]) == max(within[s][1:4]) > within[s][0] for s in (32, 64)
+        ),
+        "no class lies beyond 90° from its centre": max(map(max, w_ec.values())) < 90,
+        "the accuracies over scale and margin lie within a quarter of a point": bool(
+            np.ptp(list(accuracy.values())) < 0.25
         ),
     }
 
@@ -170,7 +206,18 @@ def of_unseen_classes() -> dict[str, bool]:
         "of the losses ArcFace alone collapsed, with both seeds of a split": (
             lost.pop("arcface") == 2 and not any(lost.values())
         ),
+        "normalised softmax turned away once, and kept its accuracy": (
+            turned_away()["loss"] == "norm-softmax" and turned_away()["test_accuracy"] > 0.9
+        ),
     }
+
+
+def turned_away() -> dict[str, Any]:
+    """Of the runs on some classes of CIFAR-10 that did not collapse, the only one with embeddings
+    on the far side of their centres."""
+    runs = finished(records.load_lines(STUDY / "unseen-cifar10.jsonl"))
+    (found,) = (run for run in runs if run["angles"]["w_ec"] > 90)
+    return found
 
 
 def of_the_collapse() -> dict[str, bool]:
@@ -249,6 +296,11 @@ def of_noise() -> dict[str, bool]:
             and sign(lead("mnist", "arcface", "noise", 3)) == 1
         ),
         "noise of strength 1 ends both on CIFAR-10": max(noisy) < 0.2,
+        "on CIFAR-10 the angle is ahead under brightness": all(
+            sign(lead("cifar10", loss, "brightness", k)) == 1
+            for loss in ("softmax", "arcface")
+            for k in range(1, 6)
+        ),
     }
 
 
@@ -351,6 +403,7 @@ def all_claims() -> dict[str, bool]:
     parts: list[Callable[[], dict[str, Any]]] = [
         of_accuracy,
         of_angles,
+        of_scale_and_margin,
         of_unseen_classes,
         of_the_collapse,
         of_noise,

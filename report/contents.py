@@ -15,9 +15,8 @@ from experiment import label_errors, records
 from experiment.errors import Problem
 from experiment.records import ROOT
 from report import claims
-from study import losses, margin, seeds, sphere, tables
+from study import grid, margin, seeds, sphere, tables
 
-ANGLE_COLUMNS = ("Intra", "Inter", "ratio")
 FLOAT32 = ROOT / "figures/benchmarks/float32.json"
 
 
@@ -25,8 +24,10 @@ def numbers() -> dict[str, Any]:
     """Every number of the report, as it is printed there, from the records on disk.
 
     Returns:
-        mnist, cifar10: of the default recipe's runs. recipes: a table of all hyperparameters.
+        mnist, cifar10: of the default recipe's runs. recipes: a table of all hyperparameters, but
+        for those that are the same in all recipes, which in_all lists.
         margins, grid, unseen, sphere, heads: of these parts of the study and of the tuning.
+        random: W-Inter of ten random centres. torch_gpu: the version behind the GPU's runs.
         tables: those of the README files, as lists of rows.
 
     Raises:
@@ -38,8 +39,12 @@ def numbers() -> dict[str, Any]:
         markdown |= margin.tables()
         claims.check((ROOT / "report/report.typ").read_text(encoding="utf-8"))
         found["margins"] = margin_numbers()
-        found |= {"recipes": recipe_rows(), "grid": grid_numbers(), "unseen": unseen_numbers()}
+        found["recipes"], found["in_all"] = recipe_rows()
+        found |= {"grid": grid_numbers(), "unseen": unseen_numbers()}
         found |= {"sphere": sphere_numbers(), "heads": head_numbers()}
+        found |= {"random": {f"d{d}": f"{claims.random_centres(d):.1f}°" for d in (128, 256)}}
+        on_gpu = records.load_json(ROOT / "figures/cifar10/gpu.json")
+        found |= {"torch_gpu": on_gpu[0]["versions"]["torch"].partition("+")[0]}
         return found | {"tables": {name: rows(table) for name, table in markdown.items()}}
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         what = f"{type(error).__name__}: {error}"
@@ -95,8 +100,9 @@ def pairs(centres: np.ndarray) -> dict[str, str]:
     return {"mean_pair": f"{theta.mean():.1f}°", "least_pair": f"{theta.min():.1f}°"}
 
 
-def recipe_rows() -> list[list[str]]:
-    """All hyperparameters of both scripts' recipes, a column for each."""
+def recipe_rows() -> tuple[list[list[str]], str]:
+    """All hyperparameters of both scripts' recipes: a column for each with what differs, and a list
+    of what is the same in all."""
     recipes = [recipe for script in seeds.SCRIPTS.values() for recipe in script.RECIPES.values()]
     flat: list[dict[str, Any]] = []
     for recipe in recipes:
@@ -108,7 +114,9 @@ def recipe_rows() -> list[list[str]]:
     names = list(dict.fromkeys(key for values in flat for key in values if key != "dataset"))
     head = ["", "MNIST", "MNIST, best", "CIFAR-10", "CIFAR-10, best"]
     cells = [[name, *(shown(values.get(name)) for values in flat)] for name in names]
-    return [head, *([line[0].replace("_", " "), *line[1:]] for line in cells)]
+    cells = [[line[0].replace("_", " "), *line[1:]] for line in cells]
+    equal = [f"{name} {value}" for name, value, *rest in cells if {*rest} == {value}]
+    return [head, *(line for line in cells if len({*line[1:]}) > 1)], ", ".join(equal)
 
 
 def shown(value: Any) -> str:
@@ -121,24 +129,23 @@ def shown(value: Any) -> str:
 
 
 def grid_numbers() -> dict[str, Any]:
-    """Intra, Inter and their ratio on validation images, at m = 0 and at m = 0.5, by scale; the
-    largest W-EC of the two smallest scales."""
-    runs = {
-        (run["scale"], run["margin"]): run["angles"]
-        for run in records.load_lines(ROOT / "figures/study/grid-mnist.jsonl")
+    """Of MNIST's short runs over scale and margin: Inter by scale without a margin, and with the
+    largest; the paper's setting; W-EC at s = 64 without a margin; the ends of the accuracies."""
+    between, within = (
+        claims.scale_and_margin(lambda run, key=key: run["angles"][key])
+        for key in ("inter_test", "intra_test")
+    )
+    w_ec = claims.scale_and_margin(lambda run: run["angles"]["w_ec"])
+    accuracy = claims.scale_and_margin(lambda run: 100 * run["accuracy"])
+    every = [value for values in accuracy.values() for value in values]
+    paper = grid.MARGINS.index(0.5)
+    return {
+        "inter": {str(s): f"{values[0]:.1f}°" for s, values in between.items()},
+        "inter_largest": {str(s): f"{values[-1]:.1f}°" for s, values in between.items()},
+        "paper": [f"{of[64][paper]:.{d}f}" for of, d in ((accuracy, 2), (within, 1), (between, 1))],
+        "w_ec": f"{w_ec[64][0]:.0f}°",
+        "ends": [f"{min(every):.2f}", f"{max(every):.2f}"],
     }
-    lines = [["s", *(f"{what}, m = {m}" for m in (0, 0.5) for what in ANGLE_COLUMNS)]]
-    for scale in losses.SCALES:
-        cells = []
-        for m in (0.0, 0.5):
-            within, between = (runs[scale, m][f"{key}_test"] for key in ("intra", "inter"))
-            cells += [f"{within:.1f}", f"{between:.1f}", f"{between / within:.1f}"]
-        lines.append([str(scale), *cells])
-    w_ec = {
-        f"w_ec_{scale}": f"{max(runs[scale, m]['w_ec'] for m in losses.GRID_MARGINS):.1f}°"
-        for scale in (4, 8)
-    }
-    return {"rows": lines, **w_ec}
 
 
 def margin_numbers() -> dict[str, str]:
@@ -166,16 +173,14 @@ def unseen_numbers() -> dict[str, Any]:
         angles = [run["angles"][name] for run in runs]
         rho = stats.spearmanr(eer, angles).statistic
         found[key] = f"{rho:.2f}".replace("-", "−")
-    return found
+    return found | {"turned": f"{claims.turned_away()['angles']['w_ec']:.0f}°"}
 
 
 def head_numbers() -> dict[str, str]:
     """Accuracies with the mirror image, in %, of short trainings with the published head and ours,
     means over the seeds, by the trial's name with _ for what is not a letter."""
     short = claims.short_trials()
-    found = {re.sub(r"\W+", "_", name): f"{100 * value:.1f}" for name, value in short.items()}
-    gain = short["no embedding matrix, label smoothing"] - short["no embedding matrix"]
-    return found | {"smoothing_under_arcface": f"{100 * gain:.1f}"}
+    return {re.sub(r"\W+", "_", name): f"{100 * value:.1f}" for name, value in short.items()}
 
 
 def sphere_numbers() -> dict[str, str]:

@@ -79,8 +79,8 @@ def draw(recording: bytes, size: int = 26) -> Image.Image:
     while len(lines) > 1 and not lines[-1]:
         lines.pop()
     font = ImageFont.truetype(str(FONT), size)
-    width, height, edge = font.getlength("M"), round(1.35 * size), size
-    shape = round(width * COLUMNS) + 2 * edge, height * len(lines) + 2 * edge
+    width, height, edge = font.getlength("M"), round(1.2 * size), round(0.6 * size)
+    shape = round(width * max(map(len, lines))) + 2 * edge, height * len(lines) + 2 * edge
     picture = Image.new("RGB", shape, PAPER)
     pen = ImageDraw.Draw(picture)
     pen.rectangle((0, 0, picture.width - 1, picture.height - 1), outline=GREY, width=2)

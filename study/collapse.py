@@ -1,7 +1,8 @@
 """Why ArcFace can collapse, and what prevents it: python -m study.collapse [--data DIR]
 
 Six classes of CIFAR-10, s = 12 and m = 0.3, with which two trainings of the comparison of losses
-ended with their embeddings opposite to their centres (figures/study/unseen-cifar10.jsonl). Here the
+collapsed: one was stopped, one ended with its embeddings opposite to their centres
+(figures/study/unseen-cifar10.jsonl). Here the
 beginning of these trainings is repeated over ten seeds, with the margin from the first step and
 with a margin that rises; other losses, margins and learning rates are the controls. Records go to
 figures/study/, and so does the picture, collapse.png; ``--figures-only`` draws it from the records

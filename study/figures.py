@@ -11,7 +11,6 @@ from study.corruption import CORRUPTIONS
 from study.selection import (
     DATASETS,
     RunsByLoss,
-    StudyRecord,
     common_seeds,
     differences,
     drop_collapsed_splits,
@@ -45,8 +44,6 @@ def draw(folder: Path) -> None:
             if unseen := drop_collapsed_splits(unseen):
                 save(draw_roc(unseen, name), folder / f"roc-{dataset}.png")
                 save(draw_pairs(unseen, name), folder / f"pairs-{dataset}.png")
-        if grid := load(folder, "grid", "mnist"):
-            save(draw_grid(grid["arcface"]), folder / "scale-margin.png")
     fill_file(folder / "README.md", study_tables(folder))
 
 
@@ -170,40 +167,6 @@ def draw_pairs(unseen: RunsByLoss, name: str) -> plt.Figure:
     title = f"{name}: pairs of unseen classes; the less overlap, the better"
     figure.suptitle(f"{title}\n({describe_runs(unseen)})")
     return figure
-
-
-def draw_grid(runs: list[StudyRecord]) -> plt.Figure:
-    """Validation accuracy and W-EC over scale and margin; crosses where training collapsed."""
-    scales, margins = (sorted({record[key] for record in runs}) for key in ("scale", "margin"))
-    figure, axes = plt.subplots(1, 2, figsize=(6.3, 2.3))
-    accuracy, w_ec = (np.full((len(scales), len(margins)), np.nan) for _ in range(2))
-    for record in finished(runs):
-        at = scales.index(record["scale"]), margins.index(record["margin"])
-        accuracy[at], w_ec[at] = 100 * record["test_accuracy"], record["angles"]["w_ec"]
-    low = np.nanquantile(accuracy, 0.1)  # so that the good ones can be told apart
-    _draw_heatmap(axes[0], accuracy, 1, low)
-    axes[0].set_title("validation accuracy, %")
-    _draw_heatmap(axes[1], w_ec, 0, None)
-    axes[1].set_title("W-EC, degrees")
-    for axis in axes:
-        ticks = [f"{m:g}" for m in margins]
-        axis.set(xticks=range(len(margins)), xticklabels=ticks, xlabel="margin m in radians")
-        ticks = [f"{s:g}" for s in scales]
-        axis.set(yticks=range(len(scales)), yticklabels=ticks, ylabel="scale s")
-        axis.grid(False)
-    lost = "; ×: training collapsed" if len(finished(runs)) < len(runs) else ""
-    epochs = f"{runs[0]['epochs']} epoch" + "s" * (runs[0]["epochs"] > 1)
-    figure.suptitle(f"MNIST, ArcFace after {epochs}: what scale and margin do{lost}")
-    return figure
-
-
-def _draw_heatmap(axis: plt.Axes, values: np.ndarray, digits: int, low: float | None) -> None:
-    image = axis.imshow(values, cmap="viridis", aspect="auto", origin="lower", vmin=low)
-    for (i, j), number in np.ndenumerate(values):
-        text = "×" if np.isnan(number) else f"{number:.{digits}f}"
-        dark = not np.isnan(number) and np.less(image.norm(number), 0.6)
-        colour = "white" if dark else "black"
-        axis.text(j, i, text, ha="center", va="center", fontsize=7, color=colour)
 
 
 def draw_noise(losses: RunsByLoss, name: str) -> plt.Figure:

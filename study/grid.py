@@ -71,7 +71,7 @@ def compute(folder: Path, data_folder: Path) -> None:
 def draw(folder: Path) -> plt.Figure:
     """Inter, and its ratio to Intra, over the scale, a line for each of some margins."""
     runs = finished(records.load_lines(folder / "scale-margin-mnist.jsonl"))
-    figure, axes = plt.subplots(1, 2, figsize=(6.3, 2.7))
+    figure, axes = plt.subplots(1, 2, figsize=(6.3, 2.4))
     for margin, (colour, marker) in DRAWN.items():
         of_margin = [run for run in runs if run["margin"] == margin]
         scales = sorted({run["scale"] for run in of_margin})
@@ -91,8 +91,12 @@ def draw(folder: Path) -> plt.Figure:
         arrowprops={"arrowstyle": "-", "color": GREY},
     )
     axes[0].axhline(SIMPLEX, color=GREY, linewidth=0.8, linestyle=":")
-    axes[0].set(ylabel="Inter, in degrees", ylim=(0, 105), title="how far apart the classes are")
-    axes[1].set(ylabel="Inter / Intra", ylim=(0, None), title="beside how wide they are")
+    axes[0].text(64, SIMPLEX + 1, "regular simplex", color=GREY, ha="right")
+    axes[0].set(ylabel="Inter, in degrees", ylim=(0, 108), title="how far apart the classes are")
+    axes[1].set(yscale="log", ylim=(3, 50), ylabel="Inter / Intra")
+    axes[1].set(yticks=(3, 5, 10, 20, 40), yticklabels=("3", "5", "10", "20", "40"))
+    axes[1].set(title="divided by how wide they are")
+    axes[1].minorticks_off()
     for axis in axes:
         axis.set_xscale("log", base=2)
         axis.set(xlabel="scale s", xticks=SCALES, xticklabels=map(str, SCALES))

@@ -49,11 +49,10 @@ SETUPS = {
     "mnist": Setup(train=arcface_mnist.train, recipe=MNIST, seeds=5),
     "cifar10": Setup(train=arcface_cifar10.train, recipe=CIFAR10, seeds=3),
 }
-SETTINGS = ("scale", "margin", "head_lr")  # what the runs of tuning and grid differ in
+SETTINGS = ("scale", "margin", "head_lr")  # what the runs of tuning differ in
 MARGINS = {"arcface": (0.1, 0.3), "cosface": (0.1, 0.2), "sphereface": (1.1, 1.35)}  # first guesses
 ATTEMPTS = 6  # short runs to tune a loss
 SPLITS, UNSEEN_SEEDS, SEEN = 2, 2, 6  # unseen classes: splits, seeds, classes that are trained on
-SCALES, GRID_MARGINS, GRID_EPOCHS = (4, 8, 16, 32, 64), [k / 10 for k in range(9)], 1
 PLANE = {"softmax": (None, None), "arcface": (16.0, 0.2)}  # s and m of the embeddings with d = 2
 PLANE_CLASSES = list(range(8))  # as many as in the paper's Fig. 3
 PLANE_POINTS = 4000  # test embeddings that its picture shows
@@ -140,25 +139,6 @@ def verify_unseen(study: Study, task: Task) -> None:
 def classes_seen(split: int) -> list[int]:
     """The classes that a split of the unseen-classes experiment trains on."""
     return sorted(np.random.default_rng(split).permutation(10)[:SEEN].tolist())
-
-
-def grid(study: Study, scales: Sequence[float], margins: Sequence[float]) -> None:
-    """ArcFace on MNIST at every scale and margin, judged on held-out training images."""
-    setup = study.setups["mnist"]
-    held_out = study.sources["mnist"].for_validation(setup.held_out)
-    for scale in scales:
-        for margin in margins:
-            task = Task(
-                part="grid",
-                dataset="mnist",
-                loss="arcface",
-                scale=scale,
-                margin=margin,
-                head_lr=setup.recipe.learning_rates["head"],
-                epochs=GRID_EPOCHS,
-                named_by=SETTINGS,
-            )
-            study.run(task, held_out, measure_angles)
 
 
 def plane(study: Study) -> None:
@@ -251,7 +231,7 @@ def count(datasets: Sequence[str]) -> int:
     """How many trainings the study of these data sets consists of."""
     unseen = SPLITS * UNSEEN_SEEDS
     total = sum(len(LOSSES) * (ATTEMPTS + SETUPS[name].seeds + unseen) for name in datasets)
-    return total + (len(SCALES) * len(GRID_MARGINS) + len(PLANE)) * ("mnist" in datasets)
+    return total + len(PLANE) * ("mnist" in datasets)
 
 
 def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
@@ -280,7 +260,6 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
             study = Study(folder, SETUPS, sources, count(datasets))
             if "mnist" in datasets:
                 plane(study)
-                grid(study, SCALES, GRID_MARGINS)
             for name in datasets:
                 compare(study, name)
             study.bar.close()

@@ -123,8 +123,10 @@ def table(dataset: str, root: Path = ROOT) -> str:
         for key in ("intra_test", "inter_test"):
             cells.append(mean_ci([run["angles"][key] for run in of], 1))
         lines.append(cells)
-    head = ["loss", "seeds", "test accuracy, %", "minus ArcFace, points", "with TTA, %"]
-    return markdown([*head, "minus ArcFace, points", "Intra, test, °", "Inter, test, °"], lines)
+    head = ["loss", "seeds", "test accuracy, %", "difference to ArcFace, points", "with TTA, %"]
+    return markdown(
+        [*head, "difference to ArcFace, points", "Intra, test, °", "Inter, test, °"], lines
+    )
 
 
 def tables(root: Path = ROOT) -> dict[str, str]:

@@ -76,9 +76,16 @@ def table(root: Path = ROOT) -> str:
             what += "" if all(is_made_by(recipe, run) for run in runs) else ", an earlier version"
             line = [what, str(len(runs)), f"**{text['mean']}**"]
             line += [text["mean_tta"], text["seconds"], f"{text['intra_test']}°"]
-            lines.append([*line, f"{first['device_name']}, {first['precision']}"])
+            lines.append([*line, f"{short_name(first['device_name'])}, {first['precision']}"])
     head = ["", "seeds", "test accuracy, %", "with TTA, %", "training, s"]
     return markdown([*head, "angle to own embedding centre (test)", "machine"], lines)
+
+
+def short_name(device: str) -> str:
+    """A device's name in a record, as a table has room for it: "Intel Xeon, 2 threads"."""
+    for word, instead in {"CPU (": "", "),": ",", "(R)": "", " Processor": ""}.items():
+        device = device.replace(word, instead)
+    return device
 
 
 def headline(root: Path = ROOT) -> str:

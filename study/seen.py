@@ -165,7 +165,7 @@ def load(folder: Path, name: str) -> list[StudyRecord]:
 def draw(folder: Path) -> plt.Figure:
     """The equal error rate over the number of seen classes, for each kind and loss."""
     found = {name: runs for name in KINDS if (runs := load(folder, name))}
-    figure, axes = plt.subplots(1, len(found), figsize=(6.3, 2.6), squeeze=False)
+    figure, axes = plt.subplots(1, len(found), figsize=(6.3, 2.4), squeeze=False)
     for axis, (name, runs) in zip(axes[0], found.items(), strict=True):
         kind = KINDS[name]
         for key, (label, colour, marker) in DRAWN.items():

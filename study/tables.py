@@ -153,7 +153,7 @@ def losses_table(losses: RunsByLoss) -> str:
         cells = [*setting_cells(runs[0]), str(len(values)), mean_ci(values, 2), difference]
         rows.append([LOSS_STYLE[loss][0], *cells])
     head = ["loss", "s", "margin", "head learning rate", "seeds", "test accuracy, %"]
-    return markdown([*head, "minus ArcFace, points"], rows)
+    return markdown([*head, "difference to ArcFace, points"], rows)
 
 
 def angles_table(losses: RunsByLoss) -> str:

@@ -68,7 +68,7 @@ def test_names_are_those_of_the_records_on_disk():
     no_margin = replace(no_margin, margin=None, head_lr=0.02)
     seen = replace(TASK, part="unseen", split=1, seed=0, named_by=("split", "seed"))
     for task in (
-        replace(TASK, head_lr=0.2),
+        replace(TASK, part="scale-margin", seed=1, named_by=("scale", "margin", "seed")),
         no_margin,
         seen,
         replace(seen, part="losses", split=None),

@@ -228,3 +228,15 @@ def test_bad_options_end_with_status_2(words, tmp_path):
     with pytest.raises(SystemExit) as stop:
         seeds.main(words, tmp_path)
     assert stop.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("device", "short"),
+    [
+        ("CPU (Intel(R) Xeon(R) Processor), 2 threads", "Intel Xeon, 2 threads"),
+        ("CPU (AMD EPYC), 2 threads", "AMD EPYC, 2 threads"),
+        ("NVIDIA H200", "NVIDIA H200"),
+    ],
+)
+def test_the_table_has_short_names_of_devices(device, short):
+    assert seeds.short_name(device) == short

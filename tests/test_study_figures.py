@@ -81,18 +81,6 @@ def test_pairs_are_shares_of_all_of_a_kind():
     assert len(single.axes) == 1
 
 
-def test_the_grid_has_a_cross_where_training_collapsed():
-    runs = [run(0.9, scale=s, margin=m, angles={"w_ec": s + m}) for s in (4, 8) for m in (0.0, 0.5)]
-    runs[1] = run(None, scale=4, margin=0.5)
-    figure = figures.draw_grid(runs[::-1])
-    accuracy, w_ec = figure.axes
-    assert w_ec.images[0].get_array().tolist() == [[4, None], [8, 8.5]]
-    assert [text.get_text() for text in accuracy.texts] == ["90.0", "×", "90.0", "90.0"]
-    assert [tick.get_text() for tick in w_ec.get_yticklabels()] == ["4", "8"]
-    assert "×: training collapsed" in figure._suptitle.get_text()
-    assert "collapsed" not in figures.draw_grid([runs[0]])._suptitle.get_text()
-
-
 def test_noise_is_drawn_for_each_kind_loss_and_distance():
     def corrupted(cosine):
         curve = [{"cosine": cosine - 0.1 * k, "euclidean": 0.5 - 0.1 * k} for k in range(6)]

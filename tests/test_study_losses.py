@@ -14,7 +14,7 @@ from experiment import evaluation, records, synthetic
 from experiment.data import Data
 from experiment.recipe import LOSSES
 from experiment.training import Diverged, Trained
-from study import collapse, losses, sphere
+from study import collapse, grid, losses, seen, sphere
 from study.runs import Setup, Study
 
 FOLDER = records.ROOT / "figures" / "study"
@@ -81,13 +81,12 @@ def digits():
 
 @pytest.fixture(scope="module")
 def small_study(digits, tmp_path_factory):
-    """A study of two losses, two seeds and a small grid, and what it called."""
+    """A study of two losses and two seeds, and what it called."""
     train, folder = NearestMean(), tmp_path_factory.mktemp("study")
     recipe = replace(losses.MNIST, embedding_size=64)
     setup = Setup(train=train, recipe=recipe, seeds=2, held_out=300)
     study = Study(folder, {"mnist": setup}, {"mnist": digits})
     losses.plane(study)
-    losses.grid(study, (8, 64), (0.0, 0.3))
     losses.compare(study, "mnist", ("softmax", "arcface"))
     return study, train
 
@@ -98,11 +97,10 @@ def load(small_study, part):
 
 def test_each_part_has_its_runs_and_none_is_repeated(small_study):
     study, train = small_study
-    counts = {"plane": 2, "grid": 4, "tuning": 2 * 6, "losses": 2 * 2, "unseen": 2 * 2 * 2}
+    counts = {"plane": 2, "tuning": 2 * 6, "losses": 2 * 2, "unseen": 2 * 2 * 2}
     assert {part: len(load(small_study, part)) for part in counts} == counts
     assert len(train.calls) == sum(counts.values())
     losses.plane(study)
-    losses.grid(study, (8, 64), (0.0, 0.3))
     losses.compare(study, "mnist", ("softmax", "arcface"))
     assert len(train.calls) == sum(counts.values())
 
@@ -112,9 +110,9 @@ def test_each_part_trains_on_its_images(small_study, digits):
     kinds = {}
     for _, settings, data in train.calls:
         kinds.setdefault((len(data.classes), settings.epochs), data)
-    validation = kinds[10, losses.GRID_EPOCHS]
-    assert torch.equal(validation.test_images, digits.train_images[-300:])
-    assert torch.equal(kinds[10, 2].train_images, digits.train_images[:-300])  # tuning
+    tuning = kinds[10, 2]
+    assert torch.equal(tuning.test_images, digits.train_images[-300:])
+    assert torch.equal(tuning.train_images, digits.train_images[:-300])
     assert torch.equal(kinds[10, 6].test_images, digits.test_images)  # losses
     assert kinds[8, 6].classes == [str(k) for k in range(8)]  # plane
     assert len(kinds[6, 6].classes) == losses.SEEN
@@ -185,13 +183,12 @@ def test_every_training_that_the_study_wants_is_on_record(tmp_path):
     setups = {name: replace(setup, train=train) for name, setup in losses.SETUPS.items()}
     study = Study(tmp_path, setups, dict.fromkeys(setups, blank))
     losses.plane(study)
-    losses.grid(study, losses.SCALES, losses.GRID_MARGINS)
     for dataset in setups:
         losses.compare(study, dataset)
     on_disk = [record for path in tmp_path.glob("*.jsonl") for record in records.load_lines(path)]
-    others = ("collapse", "margin", "margin-again", "margin-tuning", "sphere")  # other commands'
-    wanted = [record for record in on_disk if record.get("part", "collapse") not in others]
-    assert losses.count(list(setups)) == len(wanted) == 215
+    parts = {"plane", "tuning", "losses", "unseen"}
+    wanted = [record for record in on_disk if record.get("part") in parts]
+    assert losses.count(list(setups)) == len(wanted) == 170
 
 
 def test_a_loss_that_always_collapses_is_still_tuned(tmp_path, digits):
@@ -223,7 +220,8 @@ def test_all_pictures_are_drawn_from_the_records(tmp_path):
     shutil.copytree(FOLDER, figures / "study", ignore=shutil.ignore_patterns("*.png"))
     assert losses.main(["--figures-only"], tmp_path) == 0
     assert collapse.main(["--figures-only"], tmp_path) == 0
-    assert sphere.main(["--figures-only"], tmp_path) == 0
+    for part in (grid, seen, sphere):
+        assert part.main(["--figures-only"], tmp_path) == 0
     for folder in ("study", "paper"):
         drawn, kept = (
             {p.name for p in (root / "figures" / folder).glob("*.png")}
