@@ -15,9 +15,9 @@ from scipy import stats
 from experiment import records
 from experiment.errors import Problem
 from experiment.records import ROOT
-from study import grid, losses, margin, seeds, tuning
+from study import grid, losses, margin, seeds, seen, tuning
 from study.corruption import CORRUPTIONS
-from study.selection import RunsByLoss, common_seeds, differences, finished, load
+from study.selection import RunsByLoss, StudyRecord, common_seeds, differences, finished, load
 from study.tables import interval
 
 STUDY = ROOT / "figures" / "study"
@@ -78,26 +78,22 @@ def of_angles() -> dict[str, bool]:
             and min(inter, key=lambda k: inter[k]) == "norm-softmax"
         )
     w_inter = angle(common_seeds(load(STUDY, "losses", "cifar10")), "w_inter")
-    by_margin = margins_tried()
-    within, between = (
-        [np.mean([run["angles"][f"{key}_test"] for run in by_margin[m]]) for m in sorted(by_margin)]
-        for key in ("intra", "inter")
-    )
     on_sphere = load(STUDY, "sphere", "mnist")
     w_ec, apart = (angle(on_sphere, key) for key in ("w_ec", "inter_test"))
     return {
         "on the sphere ArcFace's centres are nearer to their classes, which are further apart": (
             w_ec["arcface"] < w_ec["softmax"] and apart["arcface"] > apart["softmax"]
         ),
-        "in the script's recipe a larger margin makes classes more compact": bool(
-            (np.diff(within) < 0).all()
-        ),
-        "and leaves their distance": np.ptp(between) < 2,
         "normalised softmax has the largest scale and the closest classes": all(found.values()),
         "on CIFAR-10 only CosFace's centres end further apart than random ones": (
             [loss for loss in w_inter if w_inter[loss] > random_centres(256)] == ["cosface"]
         ),
     }
+
+
+def angle_of(key: str) -> Callable[[StudyRecord], float]:
+    """A run's angle of Table 3, in degrees."""
+    return lambda run: float(run["angles"][key])
 
 
 def random_centres(d: int, draws: int = 1000) -> float:
@@ -121,8 +117,7 @@ def scale_and_margin(key: Callable[[dict[str, Any]], float]) -> dict[float, list
 def of_scale_and_margin() -> dict[str, bool]:
     """Of ArcFace on MNIST with every pair of a scale and a margin, m = 0 first."""
     within, between, w_ec = (
-        scale_and_margin(lambda run, key=key: run["angles"][key])
-        for key in ("intra_test", "inter_test", "w_ec")
+        scale_and_margin(angle_of(key)) for key in ("intra_test", "inter_test", "w_ec")
     )
     ratio = scale_and_margin(grid.ratio)
     accuracy = scale_and_margin(lambda run: 100 * run["accuracy"])
@@ -150,16 +145,6 @@ def of_scale_and_margin() -> dict[str, bool]:
             np.ptp(list(accuracy.values())) < 0.25
         ),
     }
-
-
-def margins_tried() -> dict[float, list[dict[str, Any]]]:
-    """The trials of MNIST's recipe that differ in the margin alone, by margin in radians."""
-    names = ("start", *(f"m = {m}" for m in ("0", "0.2", "0.3", "0.5")))
-    found: dict[float, list[dict[str, Any]]] = {}
-    for run in records.load_lines(ROOT / "figures/tuning/mnist.jsonl"):
-        if run["trial"] in names:
-            found.setdefault(run["recipe"]["default_margins"]["arcface"], []).append(run)
-    return found
 
 
 def of_unseen_classes() -> dict[str, bool]:
@@ -218,6 +203,57 @@ def turned_away() -> dict[str, Any]:
     runs = finished(records.load_lines(STUDY / "unseen-cifar10.jsonl"))
     (found,) = (run for run in runs if run["angles"]["w_ec"] > 90)
     return found
+
+
+def eer_by_seen() -> dict[tuple[str, float | None], dict[int, list[float]]]:
+    """Equal error rates on unseen two-digit numbers, in %, by the seed: for each loss and margin,
+    by the number of numbers seen."""
+    found: dict[tuple[str, float | None], dict[int, list[float]]] = {key: {} for key in seen.LOSSES}
+    for run in sorted(seen.load(STUDY, "numbers"), key=lambda run: run["seed"]):
+        of_loss = found[run["loss"], run["margin"]]
+        of_loss.setdefault(run["seen"], []).append(100 * run["verification"]["eer"])
+    return found
+
+
+def of_more_seen_classes() -> dict[str, bool]:
+    """Of two-digit numbers that training never saw, after 10 to 80 others."""
+    found = eer_by_seen()
+    softmax, without, _, larger = (found[key] for key in seen.LOSSES)
+    heads = [found[key] for key in seen.LOSSES[1:]]
+
+    def below(one: dict[int, list[float]], other: dict[int, list[float]], n: int) -> bool:
+        """Whether an error rate is the lower one with every seed."""
+        return all(a < b for a, b in zip(one[n], other[n], strict=True))
+
+    angles = [angle_of(key) for key in ("intra_test", "inter_test", "w_ec")]
+    runs = seen.load(STUDY, "numbers")
+
+    def directions(key: Callable[[StudyRecord], float]) -> set[bool]:
+        """Whether an angle and the error rate rise together, for each number of seen classes."""
+        rise = set()
+        for n in seen.KINDS["numbers"].seen:
+            of = [run for run in runs if run["seen"] == n]
+            errors = [run["verification"]["eer"] for run in of]
+            rise.add(bool(stats.spearmanr(errors, [key(run) for run in of]).statistic > 0))
+        return rise
+
+    return {
+        "no angle of the seen numbers goes with the errors in one direction": all(
+            len(directions(key)) == 2 for key in (*angles, grid.ratio)
+        ),
+        "the more numbers are seen, the fewer errors on others, for every loss": all(
+            (np.diff([np.mean(of[n]) for n in sorted(of)]) < 0).all() for of in found.values()
+        ),
+        "after 10 numbers softmax has the fewest errors, with every seed": all(
+            below(softmax, head, 10) for head in heads
+        ),
+        "after 80 numbers it has the most, with every seed": all(
+            below(head, softmax, 80) for head in heads
+        ),
+        "after 80 numbers m = 0.3 has fewer errors than no margin, with every seed": below(
+            larger, without, 80
+        ),
+    }
 
 
 def of_the_collapse() -> dict[str, bool]:
@@ -405,6 +441,7 @@ def all_claims() -> dict[str, bool]:
         of_angles,
         of_scale_and_margin,
         of_unseen_classes,
+        of_more_seen_classes,
         of_the_collapse,
         of_noise,
         of_the_recipes,

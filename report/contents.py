@@ -3,7 +3,6 @@
 import ast
 import re
 import textwrap
-from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -13,9 +12,10 @@ from scipy import stats
 
 from experiment import label_errors, records
 from experiment.errors import Problem
+from experiment.recipe import LOSSES
 from experiment.records import ROOT
 from report import claims
-from study import grid, margin, seeds, sphere, tables
+from study import grid, margin, seeds, seen, sphere, tables
 
 FLOAT32 = ROOT / "figures/benchmarks/float32.json"
 
@@ -26,7 +26,7 @@ def numbers() -> dict[str, Any]:
     Returns:
         mnist, cifar10: of the default recipe's runs. recipes: a table of all hyperparameters, but
         for those that are the same in all recipes, which in_all lists.
-        margins, grid, unseen, sphere, heads: of these parts of the study and of the tuning.
+        grid, unseen, seen, sphere, heads: of these parts of the study and of the tuning.
         random: W-Inter of ten random centres. torch_gpu: the version behind the GPU's runs.
         tables: those of the README files, as lists of rows.
 
@@ -38,9 +38,8 @@ def numbers() -> dict[str, Any]:
         markdown = {"results": seeds.table(), **tables.study_tables(ROOT / "figures/study")}
         markdown |= margin.tables()
         claims.check((ROOT / "report/report.typ").read_text(encoding="utf-8"))
-        found["margins"] = margin_numbers()
         found["recipes"], found["in_all"] = recipe_rows()
-        found |= {"grid": grid_numbers(), "unseen": unseen_numbers()}
+        found |= {"grid": grid_numbers(), "unseen": unseen_numbers(), "seen": seen_numbers()}
         found |= {"sphere": sphere_numbers(), "heads": head_numbers()}
         found |= {"random": {f"d{d}": f"{claims.random_centres(d):.1f}°" for d in (128, 256)}}
         on_gpu = records.load_json(ROOT / "figures/cifar10/gpu.json")
@@ -132,8 +131,7 @@ def grid_numbers() -> dict[str, Any]:
     """Of MNIST's short runs over scale and margin: Inter by scale without a margin, and with the
     largest; the paper's setting; W-EC at s = 64 without a margin; the ends of the accuracies."""
     between, within = (
-        claims.scale_and_margin(lambda run, key=key: run["angles"][key])
-        for key in ("inter_test", "intra_test")
+        claims.scale_and_margin(claims.angle_of(key)) for key in ("inter_test", "intra_test")
     )
     w_ec = claims.scale_and_margin(lambda run: run["angles"]["w_ec"])
     accuracy = claims.scale_and_margin(lambda run: 100 * run["accuracy"])
@@ -148,24 +146,9 @@ def grid_numbers() -> dict[str, Any]:
     }
 
 
-def margin_numbers() -> dict[str, str]:
-    """Means over the seeds of MNIST's trials that differ in the margin alone: angles, accuracy."""
-    runs = claims.margins_tried()
-
-    def means(key: Callable[[dict[str, Any]], float], digits: int) -> str:
-        found = [sum(map(key, runs[m])) / len(runs[m]) for m in sorted(runs)]
-        return ", ".join(f"{value:.{digits}f}" for value in found)
-
-    return {
-        "m": ", ".join(f"{m:g}" for m in sorted(runs)),
-        "intra": means(lambda run: run["angles"]["intra_test"], 1),
-        "inter": means(lambda run: run["angles"]["inter_test"], 1),
-        "accuracy": means(lambda run: 100 * run["accuracy"], 2),
-    }
-
-
 def unseen_numbers() -> dict[str, Any]:
-    """How the equal error rate on unseen digits goes with the angles of the seen ones."""
+    """The mean equal error rate of each loss on unseen digits, in %, how it goes with the angles of
+    the seen ones, and its ends on unseen vehicles."""
     runs = records.load_lines(ROOT / "figures/study/unseen-mnist.jsonl")
     eer = [run["verification"]["eer"] for run in runs]
     found: dict[str, Any] = {"runs": len(runs)}
@@ -173,7 +156,27 @@ def unseen_numbers() -> dict[str, Any]:
         angles = [run["angles"][name] for run in runs]
         rho = stats.spearmanr(eer, angles).statistic
         found[key] = f"{rho:.2f}".replace("-", "−")
+    by_loss = {loss: [run for run in runs if run["loss"] == loss] for loss in LOSSES}
+    found["eer"] = {
+        loss.replace("-", "_"): f"{np.mean([100 * run['verification']['eer'] for run in of]):.1f}"
+        for loss, of in by_loss.items()
+    }
+    vehicles = [
+        100 * run["verification"]["eer"]
+        for run in records.load_lines(ROOT / "figures/study/unseen-cifar10.jsonl")
+        if run["split"] == 0 and "verification" in run
+    ]
+    found["vehicles"] = f"{min(vehicles):.0f} to {max(vehicles):.0f}"
     return found | {"turned": f"{claims.turned_away()['angles']['w_ec']:.0f}°"}
+
+
+def seen_numbers() -> dict[str, list[str]]:
+    """Equal error rates on unseen two-digit numbers, in %: the mean over the seeds for each loss,
+    by the number of numbers seen."""
+    return {
+        str(n): [f"{np.mean(of[n]):.1f}" for of in claims.eer_by_seen().values()]
+        for n in seen.KINDS["numbers"].seen
+    }
 
 
 def head_numbers() -> dict[str, str]:

@@ -165,7 +165,7 @@ def load(folder: Path, name: str) -> list[StudyRecord]:
 def draw(folder: Path) -> plt.Figure:
     """The equal error rate over the number of seen classes, for each kind and loss."""
     found = {name: runs for name in KINDS if (runs := load(folder, name))}
-    figure, axes = plt.subplots(1, len(found), figsize=(6.3, 2.4), squeeze=False)
+    figure, axes = plt.subplots(1, len(found), figsize=(6.3, 2.2), squeeze=False)
     for axis, (name, runs) in zip(axes[0], found.items(), strict=True):
         kind = KINDS[name]
         for key, (label, colour, marker) in DRAWN.items():
@@ -179,12 +179,16 @@ def draw(folder: Path) -> plt.Figure:
                 axis.plot([n] * len(of), of, "_", color=colour, markersize=7)
         axis.set_xscale("log", base=2)
         axis.set_yscale("log")
-        axis.set(xticks=kind.seen, xticklabels=map(str, kind.seen), xlabel=f"{name} in training")
-        axis.set(title=f"{kind.unseen} unseen {name}", ylabel="equal error rate in %")
-        axis.yaxis.set_major_formatter("{x:g}")
-        axis.yaxis.set_minor_formatter("{x:g}")
+        axis.set(
+            xticks=kind.seen, xticklabels=map(str, kind.seen), xlabel=f"{name} seen in training"
+        )
+        axis.set(title=f"MNIST, pairs of {kind.unseen} unseen {name} ({SEEDS} seeds)")
+        axis.set(ylabel="equal error rate in %")
+        low, high = axis.get_ylim()
+        ticks = [value for value in (0.3, 0.5, 1, 2, 3, 5, 10, 20, 30, 50) if low <= value <= high]
+        axis.set(yticks=ticks, yticklabels=[f"{value:g}" for value in ticks])
+        axis.minorticks_off()
     axes[0][0].legend()
-    figure.suptitle(f"Pairs of classes that training never saw ({SEEDS} seeds)")
     return figure
 
 
