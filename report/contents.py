@@ -64,10 +64,8 @@ def run_numbers(name: str) -> dict[str, Any]:
     return {
         **{key: first[key] for key in settings},
         "hardest": f"{100 * first['hyperparameters']['hardest']:.0f}%",
-        "device": first["device_name"],
         "parameters": f"{first['parameters']:,}",
         "run": f"{100 * first['test_accuracy']:.2f}",
-        "run_train": f"{100 * first['history'][-1]['train_accuracy']:.2f}",
         "run_tta": None if tta is None else f"{100 * tta:.2f}",
         "wrong": int(wrong.sum()),
         "cat_dog": int((wrong & cats_and_dogs(arrays)).sum()),
@@ -172,11 +170,18 @@ def unseen_numbers() -> dict[str, Any]:
 
 def seen_numbers() -> dict[str, list[str]]:
     """Equal error rates on unseen two-digit numbers, in %: the mean over the seeds for each loss,
-    by the number of numbers seen."""
-    return {
-        str(n): [f"{np.mean(of[n]):.1f}" for of in claims.eer_by_seen().values()]
-        for n in seen.KINDS["numbers"].seen
+    by the number of numbers seen. places: how many digits the smallest number of them has on the
+    left and on the right. w_ec: how its correlation with the error rate changes."""
+    kind = seen.KINDS["numbers"]
+    found = {
+        str(n): [f"{np.mean(of[n]):.1f}" for of in claims.by_seen("eer").values()]
+        for n in kind.seen
     }
+    fewest = kind.order[kind.unseen :][: kind.seen[0]]
+    found["places"] = [str(len(set(digits))) for digits in zip(*fewest, strict=True)]
+    rho = claims.correlations_by_seen()["W-EC"]
+    found["w_ec"] = [f"{value:.2f}".replace("-", "−") for value in (rho[0], rho[-1])]
+    return found
 
 
 def head_numbers() -> dict[str, str]:

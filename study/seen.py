@@ -22,6 +22,7 @@ from torch import Tensor
 import arcface_mnist
 from experiment import data, evaluation, records
 from experiment.data import Data
+from experiment.errors import Problem
 from experiment.figures import BLUE, GREEN, ORANGE, RED
 from experiment.recipe import Recipe
 from experiment.records import ROOT
@@ -32,13 +33,14 @@ from study.runs import Setup, Study, Task, train_and_draw
 from study.selection import StudyRecord, finished
 
 SEEDS, TEST_IMAGES = 3, 1800
-LOSSES = (("softmax", None), ("norm-softmax", None), ("arcface", 0.1), ("arcface", 0.3))
-DRAWN = {  # their names, colours and markers
+SOFTMAX_RATE = 0.005  # of softmax's last layer: study.margin chose it on held-out training images
+DRAWN = {  # losses and margins; their names, colours and markers
     ("softmax", None): ("softmax", BLUE, "o"),
     ("norm-softmax", None): ("normalised softmax", GREEN, "s"),
     ("arcface", 0.1): ("ArcFace, m = 0.1", ORANGE, "^"),
     ("arcface", 0.3): ("ArcFace, m = 0.3", RED, "D"),
 }
+LOSSES = tuple(DRAWN)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +59,8 @@ class Kind:
 
     @property
     def order(self) -> list[tuple[int, ...]]:
-        """All classes, shuffled: first the unseen ones, then those that are seen first."""
+        """All classes in one random order: the first ``unseen`` are verified, the next ones are
+        trained on."""
         classes = list(itertools.product(range(10), repeat=self.digits))
         return [classes[k] for k in np.random.default_rng(0).permutation(len(classes))]
 
@@ -133,7 +136,7 @@ def compute(folder: Path, data_folder: Path) -> None:
                     loss=loss,
                     scale=None if plain else kind.recipe.scale,
                     margin=margin,
-                    head_lr=kind.recipe.learning_rates["linear head" if plain else "head"],
+                    head_lr=SOFTMAX_RATE if plain else kind.recipe.learning_rates["head"],
                     epochs=kind.recipe.epochs,
                     seed=seed,
                     seen=seen,
@@ -165,6 +168,8 @@ def load(folder: Path, name: str) -> list[StudyRecord]:
 def draw(folder: Path) -> plt.Figure:
     """The equal error rate over the number of seen classes, for each kind and loss."""
     found = {name: runs for name in KINDS if (runs := load(folder, name))}
+    if not found:
+        raise Problem(f"There are no records of study.seen in {folder}. Run it without options.")
     figure, axes = plt.subplots(1, len(found), figsize=(6.3, 2.2), squeeze=False)
     for axis, (name, runs) in zip(axes[0], found.items(), strict=True):
         kind = KINDS[name]

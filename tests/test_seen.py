@@ -102,3 +102,9 @@ def test_the_picture_has_the_means_over_the_seeds(tmp_path):
     assert list(lines["softmax"].get_xdata()) == [10, 80]
     assert lines["ArcFace, m = 0.3"].get_ydata() == pytest.approx([3, 0.375])
     plt.close("all")
+
+
+def test_without_records_it_ends_in_one_line(tmp_path, capsys):
+    assert seen.main(["--figures-only"], tmp_path) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "no records of study.seen" in line

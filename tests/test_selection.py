@@ -9,7 +9,14 @@ from experiment.figures import LOSS_STYLE
 from study import selection
 
 FOLDER = records.ROOT / "figures" / "study"
-PARTS = {"tuning": 36, "losses": 30, "unseen": 24, "scale-margin": 90, "plane": 2, "seen-numbers": 48}
+PARTS = {
+    "tuning": 36,
+    "losses": 30,
+    "unseen": 24,
+    "scale-margin": 90,
+    "plane": 2,
+    "seen-numbers": 48,
+}
 CIFAR10_PARTS = {"tuning": 36, "losses": 18, "unseen": 24}
 
 
