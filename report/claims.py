@@ -1,6 +1,7 @@
 """What the report says in words, as expressions over the records.
 
-What its abstract, results and conclusion compare stands in ``#claim("name")[…]``. The report is not built if a claim is false, is not known here, or is not used.
+What its abstract, results and conclusion compare stands in ``#claim("name")[…]``. The report is not
+built if a claim is false, is not known here, or is not used.
 """
 
 import math
@@ -220,7 +221,7 @@ def correlations_by_seen() -> dict[str, list[float]]:
     keys: dict[str, Callable[[StudyRecord], float]] = {
         "Intra": angle_of("intra_test"),
         "Inter": angle_of("inter_test"),
-        "their ratio": grid.ratio,
+        "ratio": grid.ratio,
         "W-EC": angle_of("w_ec"),
     }
     found: dict[str, list[float]] = {name: [] for name in keys}
@@ -260,7 +261,9 @@ def of_more_seen_classes() -> dict[str, bool]:
             below(accepted[plain], accepted[head], n) for head in heads for n in (20, 40, 80)
         ),
         "no angle of the seen numbers goes with the errors in one direction": all(
-            min(rho) < -0.05 and max(rho) > 0.05 for rho in correlations_by_seen().values()
+            min(rho) < -0.05 and max(rho) > 0.05
+            for name, rho in correlations_by_seen().items()
+            if name != "ratio"
         ),
     }
 

@@ -171,7 +171,7 @@ def unseen_numbers() -> dict[str, Any]:
 def seen_numbers() -> dict[str, list[str]]:
     """Equal error rates on unseen two-digit numbers, in %: the mean over the seeds for each loss,
     by the number of numbers seen. places: how many digits the smallest number of them has on the
-    left and on the right. w_ec: how its correlation with the error rate changes."""
+    left and on the right. rho_…: the correlation of an angle with the error rate."""
     kind = seen.KINDS["numbers"]
     found = {
         str(n): [f"{np.mean(of[n]):.1f}" for of in claims.by_seen("eer").values()]
@@ -179,8 +179,8 @@ def seen_numbers() -> dict[str, list[str]]:
     }
     fewest = kind.order[kind.unseen :][: kind.seen[0]]
     found["places"] = [str(len(set(digits))) for digits in zip(*fewest, strict=True)]
-    rho = claims.correlations_by_seen()["W-EC"]
-    found["w_ec"] = [f"{value:.2f}".replace("-", "−") for value in (rho[0], rho[-1])]
+    for name, rho in claims.correlations_by_seen().items():
+        found[f"rho_{name}"] = [f"{value:.2f}".replace("-", "−") for value in rho]
     return found
 
 
