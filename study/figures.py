@@ -172,7 +172,7 @@ def draw_pairs(unseen: RunsByLoss, name: str) -> plt.Figure:
 def draw_noise(losses: RunsByLoss, name: str) -> plt.Figure:
     """Accuracy of the nearest class mean, by cosine and by Euclidean distance, while test images
     are corrupted."""
-    figure, axes = plt.subplots(1, len(CORRUPTIONS), sharey=True, figsize=(6.3, 2.4))
+    figure, axes = plt.subplots(1, len(CORRUPTIONS), sharey=True, figsize=(6.3, 2.1))
     for axis, kind in zip(axes, CORRUPTIONS, strict=True):
         for loss in ("softmax", "arcface"):
             for metric, line in (("cosine", "-"), ("euclidean", "--")):
