@@ -1,7 +1,6 @@
 """What the report prints: its numbers, from the records, and its listings, from the sources."""
 
 import ast
-import re
 import textwrap
 from dataclasses import asdict
 from typing import Any
@@ -26,7 +25,7 @@ def numbers() -> dict[str, Any]:
     Returns:
         mnist, cifar10: of the default recipe's runs. recipes: a table of all hyperparameters, but
         for those that are the same in all recipes, which in_all lists.
-        grid, unseen, seen, sphere, heads: of these parts of the study and of the tuning.
+        grid, unseen, seen, sphere: of these parts of the study.
         random: W-Inter of ten random centres. torch_gpu: the version behind the GPU's runs.
         tables: those of the README files, as lists of rows.
 
@@ -40,7 +39,7 @@ def numbers() -> dict[str, Any]:
         claims.check((ROOT / "report/report.typ").read_text(encoding="utf-8"))
         found["recipes"], found["in_all"] = recipe_rows()
         found |= {"grid": grid_numbers(), "unseen": unseen_numbers(), "seen": seen_numbers()}
-        found |= {"sphere": sphere_numbers(), "heads": head_numbers()}
+        found["sphere"] = sphere_numbers()
         found |= {"random": {f"d{d}": f"{claims.random_centres(d):.1f}°" for d in (128, 256)}}
         on_gpu = records.load_json(ROOT / "figures/cifar10/gpu.json")
         found |= {"torch_gpu": on_gpu[0]["versions"]["torch"].partition("+")[0]}
@@ -182,13 +181,6 @@ def seen_numbers() -> dict[str, list[str]]:
     for name, rho in claims.correlations_by_seen().items():
         found[f"rho_{name}"] = [f"{value:.2f}".replace("-", "−") for value in rho]
     return found
-
-
-def head_numbers() -> dict[str, str]:
-    """Accuracies with the mirror image, in %, of short trainings with the published head and ours,
-    means over the seeds, by the trial's name with _ for what is not a letter."""
-    short = claims.short_trials()
-    return {re.sub(r"\W+", "_", name): f"{100 * value:.1f}" for name, value in short.items()}
 
 
 def sphere_numbers() -> dict[str, str]:
