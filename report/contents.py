@@ -121,7 +121,7 @@ def shown(value: Any) -> str:
         return ", ".join(map(shown, value)) or "–"
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "–"}[value]
-    return str(value)
+    return str(value).replace("-", "−")
 
 
 def grid_numbers() -> dict[str, Any]:
