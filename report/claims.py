@@ -225,8 +225,9 @@ def correlations_by_seen() -> dict[str, list[float]]:
         "W-EC": angle_of("w_ec"),
     }
     found: dict[str, list[float]] = {name: [] for name in keys}
+    every = seen.load(STUDY, "numbers")
     for n in seen.KINDS["numbers"].seen:
-        runs = [run for run in seen.load(STUDY, "numbers") if run["seen"] == n]
+        runs = [run for run in every if run["seen"] == n]
         errors = [run["verification"]["eer"] for run in runs]
         for name, key in keys.items():
             rho = stats.spearmanr(errors, [key(run) for run in runs]).statistic

@@ -1,5 +1,6 @@
 """The study's records to pictures; called by study.losses."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from study.corruption import CORRUPTIONS
 from study.selection import (
     DATASETS,
     RunsByLoss,
+    StudyRecord,
     common_seeds,
     differences,
     drop_collapsed_splits,
@@ -20,6 +22,8 @@ from study.selection import (
 )
 from study.tables import ANGLES, fill_file, interval, study_tables
 from study.verification import FALSE_ACCEPT
+
+Value = Callable[[StudyRecord], float]  # what is drawn of a run
 
 SIMPLEX = float(np.degrees(np.arccos(-1 / 9)))  # ten directions cannot all be further apart
 PAPER_STYLE: dict[int, tuple[str, str, Any]] = {  # column of ANGLES: name, colour, line
@@ -167,6 +171,18 @@ def draw_pairs(unseen: RunsByLoss, name: str) -> plt.Figure:
     title = f"{name}: pairs of unseen classes; the less overlap, the better"
     figure.suptitle(f"{title}\n({describe_runs(unseen)})")
     return figure
+
+
+def draw_means(
+    axis: plt.Axes, runs: list[StudyRecord], across: str, value: Value, **style: Any
+) -> None:
+    """A line through the means of a value over the runs with equal ``across``, which is a key of
+    their records, and the value of each run as a dash."""
+    at = sorted({run[across] for run in runs})
+    found = [[value(run) for run in runs if run[across] == x] for x in at]
+    axis.plot(at, [np.mean(values) for values in found], **style)
+    for x, values in zip(at, found, strict=True):
+        axis.plot([x] * len(values), values, "_", color=style["color"], markersize=7)
 
 
 def draw_noise(losses: RunsByLoss, name: str) -> plt.Figure:

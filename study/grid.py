@@ -17,7 +17,7 @@ import arcface_mnist
 from experiment import data, records
 from experiment.figures import BLUE, GREEN, GREY, ORANGE, RED
 from experiment.records import ROOT
-from study.figures import SIMPLEX
+from study.figures import SIMPLEX, draw_means
 from study.runs import Setup, Study, Task, outcome, train_and_draw
 from study.selection import StudyRecord, finished
 
@@ -74,13 +74,9 @@ def draw(folder: Path) -> plt.Figure:
     figure, axes = plt.subplots(1, 2, figsize=(6.3, 2.4))
     for margin, (colour, marker) in DRAWN.items():
         of_margin = [run for run in runs if run["margin"] == margin]
-        scales = sorted({run["scale"] for run in of_margin})
-        for axis, key in ((axes[0], inter), (axes[1], ratio)):
-            found = [[key(run) for run in of_margin if run["scale"] == s] for s in scales]
-            means = [np.mean(values) for values in found]
-            axis.plot(scales, means, marker=marker, color=colour, label=f"{margin:g}")
-            for s, values in zip(scales, found, strict=True):
-                axis.plot([s] * len(values), values, "_", color=colour, markersize=7)
+        style = {"color": colour, "marker": marker, "label": f"{margin:g}"}
+        for axis, value in ((axes[0], inter), (axes[1], ratio)):
+            draw_means(axis, of_margin, "scale", value, **style)
     across = np.geomspace(min(SCALES), max(SCALES), 200)
     axes[0].plot(across, [separation(s, 0) for s in across], "--", color=GREY, linewidth=1.5)
     axes[0].annotate(

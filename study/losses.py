@@ -196,9 +196,8 @@ def measure_unseen(
 
     positive, negative: pairs of one class and of two, counted by whole degrees from 0 to 179.
     """
-    images = unseen.test_images.to(source.test_images.device)
-    embeddings = evaluation.embed(trained.network, images, precision)
-    theta, same = verification.all_pairs(embeddings, unseen.test_labels.to(images.device))
+    unseen = unseen.to(source.test_images.device)
+    theta, same = verification.pairs_of_test_images(trained.network, unseen, precision)
     chosen = verification.draw_pairs(same, seed=0)
     found = verification.verification(theta, same) | {
         "unseen": unseen.classes,

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 import arcface_mnist
-from experiment import data, evaluation, records
+from experiment import data, records
 from experiment.data import Data
 from experiment.errors import Problem
 from experiment.figures import BLUE, GREEN, ORANGE, RED
@@ -28,6 +28,7 @@ from experiment.recipe import Recipe
 from experiment.records import ROOT
 from experiment.training import Trained
 from study import verification
+from study.figures import draw_means
 from study.losses import measure_angles
 from study.runs import Setup, Study, Task, train_and_draw
 from study.selection import StudyRecord, finished
@@ -148,9 +149,8 @@ def compute(folder: Path, data_folder: Path) -> None:
 
 def measure(trained: Trained, source: Data, precision: str, *, unseen: Data) -> dict[str, Any]:
     """The angles, and verification on all pairs of test images of ``unseen``."""
-    images = unseen.test_images.to(source.test_images.device)
-    embeddings = evaluation.embed(trained.network, images, precision)
-    theta, same = verification.all_pairs(embeddings, unseen.test_labels.to(images.device))
+    unseen = unseen.to(source.test_images.device)
+    theta, same = verification.pairs_of_test_images(trained.network, unseen, precision)
     found = verification.verification(theta, same)
     del found["roc"]
     return measure_angles(trained, source, precision) | {"verification": found}
@@ -175,13 +175,8 @@ def draw(folder: Path) -> plt.Figure:
         kind = KINDS[name]
         for key, (label, colour, marker) in DRAWN.items():
             mine = [run for run in runs if (run["loss"], run["margin"]) == key]
-            at = sorted({run["seen"] for run in mine})
-            eer = [
-                [100 * run["verification"]["eer"] for run in mine if run["seen"] == n] for n in at
-            ]
-            axis.plot(at, [np.mean(of) for of in eer], marker=marker, color=colour, label=label)
-            for n, of in zip(at, eer, strict=True):
-                axis.plot([n] * len(of), of, "_", color=colour, markersize=7)
+            style = {"color": colour, "marker": marker, "label": label}
+            draw_means(axis, mine, "seen", equal_error_rate, **style)
         axis.set_xscale("log", base=2)
         axis.set_yscale("log")
         axis.set(
@@ -195,6 +190,11 @@ def draw(folder: Path) -> plt.Figure:
         axis.minorticks_off()
     axes[0][0].legend()
     return figure
+
+
+def equal_error_rate(run: StudyRecord) -> float:
+    """On the unseen classes, in %."""
+    return 100 * float(run["verification"]["eer"])
 
 
 def main(argv: list[str] | None = None, root: Path = ROOT) -> int:

@@ -3,9 +3,10 @@
 import numpy as np
 import torch
 from sklearn.metrics import roc_curve
-from torch import Tensor
+from torch import Tensor, nn
 
-from experiment.evaluation import angles_to_centres
+from experiment.data import Data
+from experiment.evaluation import angles_to_centres, embed
 
 FALSE_ACCEPT = np.logspace(-4, 0, 81)  # the rates at which a ROC curve is kept
 # As on LFW, http://vis-www.cs.umass.edu/lfw/: half of the pairs are of one class, in each fold.
@@ -18,6 +19,13 @@ def all_pairs(embeddings: Tensor, labels: Tensor) -> tuple[np.ndarray, np.ndarra
     rows, columns = torch.triu_indices(len(labels), len(labels), offset=1, device=labels.device)
     theta = angles_to_centres(embeddings, embeddings)[rows, columns].rad2deg()
     return theta.cpu().numpy(), (labels[rows] == labels[columns]).cpu().numpy()
+
+
+def pairs_of_test_images(
+    network: nn.Module, data: Data, precision: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """:func:`all_pairs` of the embeddings of the test images."""
+    return all_pairs(embed(network, data.test_images, precision), data.test_labels)
 
 
 def verification(theta: np.ndarray, same: np.ndarray) -> dict:

@@ -104,6 +104,11 @@ def test_the_picture_has_the_means_over_the_seeds(tmp_path):
     plt.close("all")
 
 
+def test_softmax_has_the_learning_rate_that_its_tuning_chose():
+    runs = records.load_lines(records.ROOT / "figures/study/margin-tuning-mnist.jsonl")
+    assert min(runs, key=lambda run: run["plain_loss"])["head_lr"] == seen.SOFTMAX_RATE
+
+
 def test_without_records_it_ends_in_one_line(tmp_path, capsys):
     assert seen.main(["--figures-only"], tmp_path) == 1
     (line,) = capsys.readouterr().err.splitlines()
