@@ -16,7 +16,7 @@ from experiment import records
 from experiment.errors import Problem
 from experiment.records import ROOT
 from study import grid, losses, margin, seeds, seen, tuning
-from study.corruption import CORRUPTIONS
+from study.corruption import AMOUNTS
 from study.selection import RunsByLoss, StudyRecord, common_seeds, differences, finished, load
 from study.tables import interval
 
@@ -334,7 +334,7 @@ def of_noise() -> dict[str, bool]:
             min(values) > 0 for values in contrast.values()
         ),
         "with ArcFace on MNIST the angle is ahead under all four": all(
-            sign(lead("mnist", "arcface", kind, 3)) == 1 for kind in CORRUPTIONS
+            sign(lead("mnist", "arcface", kind, 3)) == 1 for kind in AMOUNTS
         ),
         "for ArcFace the distance is behind without damage too": all(
             sign(lead(name, "arcface", "noise", 0)) == 1 for name in losses.SETUPS

@@ -1,40 +1,88 @@
-"""Corrupted test images, and their accuracy by the nearest class mean."""
+"""Is the angle more robust than the distance? python -m study.corruption [--data DIR]
 
+Networks of the scripts' default recipes, trained with plain softmax and with ArcFace, embed damaged
+test images: how far the embedding turns, by what factor its length changes, and how often the class
+mean that is nearest by the angle, or by the straight distance, is the right one. A control has no
+whitening. Records are in figures/study/, the pictures are figures/study/corruption-*.png.
+``--figures-only`` draws them from the records alone.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import matplotlib.pyplot as plt
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+import arcface_cifar10
+from arcface_loss import angle, unit
+from experiment import data, evaluation
 from experiment.augment import random_squares
-from experiment.evaluation import angles_to_centres
+from experiment.data import Data
+from experiment.errors import Problem
+from experiment.figures import LOSS_STYLE, RED
+from experiment.records import ROOT
+from experiment.training import Trained
+from study import margin
+from study.runs import Study, outcome, train_and_draw
+from study.selection import DATASETS, RunsByLoss, StudyRecord, load
+from study.tables import interval, markdown, mean_ci
 
-CORRUPTIONS = ("noise", "occlusion", "contrast", "brightness")
-STRENGTHS = range(6)
+SEEDS = {"mnist": 5, "cifar10": 3}
+LOSSES = ("softmax", "arcface")
+METRICS = {"cosine": ("cosine", "-"), "euclidean": ("Euclidean", "--")}  # names, and their lines
+COLUMNS = {  # of the tables: names, factors, digits
+    "cosine": ("cosine, %", 100, 1),
+    "euclidean": ("cosine − Euclidean, points", 100, 1),
+    "turned": ("turned by, °", 1, 1),
+    "length": ("length ×", 1, 2),
+}
+AMOUNTS = {  # of each kind of damage, in %
+    "noise": (0, 4, 8, 16, 32),
+    "occlusion": (0, 15, 30, 45, 60),
+    "contrast": (0, 25, 50, 75, 90),
+    "brightness": (0, 15, 30, 45, 60),
+}
+UNITS = {
+    "noise": "standard deviation,\n% of the range",
+    "occlusion": "side of the square,\n% of the image's",
+    "contrast": "contrast lost,\n%",
+    "brightness": "added,\n% of the range",
+}
+
+# --- damage, and what it does ---------------------------------------------------------------------
 
 
-def corrupt(images: Tensor, kind: str, strength: int, seed: int = 0) -> Tensor:
+def corrupt(images: Tensor, kind: str, amount: float, seed: int = 0) -> Tensor:
     """Damaged copies of images, uint8 N × H × W × C.
 
     Args:
-        kind: one of CORRUPTIONS. noise: Gaussian, of standard deviation 0.08·strength of the range;
-            occlusion: a grey square at random that hides (0.15·strength)² of the image; contrast:
-            shrunk towards the image's mean, to 1 − 0.18·strength of it; brightness: 0.12·strength
-            of the range is added.
-        strength: one of STRENGTHS; 0 changes nothing.
+        kind: one of AMOUNTS. noise: Gaussian; occlusion: a grey square at random; contrast: shrunk
+            towards the image's mean; brightness: added.
+        amount: in %. Of the range from black to white for the standard deviation of the noise and
+            for the brightness; of the image's side for that of the square; of the contrast for the
+            part that is lost. 0 changes nothing.
     """
     generator = torch.Generator().manual_seed(seed)
-    x = images.float().cpu() / 255
+    x, share = images.float().cpu() / 255, amount / 100
     match kind:
         case "noise":
-            x += 0.08 * strength * torch.randn(x.shape, generator=generator)
+            x += share * torch.randn(x.shape, generator=generator)
         case "occlusion":
-            side = round(0.15 * strength * images.shape[1])
-            x[random_squares(x.shape, side, generator)] = 0.5
+            x[random_squares(x.shape, round(share * images.shape[1]), generator)] = 0.5
         case "contrast":
             mean = x.mean(dim=(1, 2, 3), keepdim=True)
-            x = mean + (1 - 0.18 * strength) * (x - mean)
+            x = mean + (1 - share) * (x - mean)
         case "brightness":
-            x += 0.12 * strength
+            x += share
         case _:
-            raise ValueError(f"kind is {kind!r}; it must be one of {CORRUPTIONS}")
+            raise ValueError(f"kind is {kind!r}; it must be one of {', '.join(AMOUNTS)}")
     return (255 * x.clamp(0, 1)).round().to(torch.uint8).to(images.device)
 
 
@@ -48,9 +96,164 @@ def nearest_mean(embeddings: Tensor, labels: Tensor, means: Tensor) -> dict[str,
         means: n × d, of such embeddings.
     """
     distances = {
-        "cosine": angles_to_centres(embeddings, means),
+        "cosine": evaluation.angles_to_centres(embeddings, means),
         "euclidean": torch.cdist(embeddings, means),
     }
     return {
         name: (d.argmin(dim=1) == labels).double().mean().item() for name, d in distances.items()
     }
+
+
+@torch.no_grad()
+def change(clean: Tensor, damaged: Tensor) -> dict[str, float]:
+    """What became of embeddings, N × d, of the same images: medians of the angle by which they
+    turned, in degrees, and of the factor by which their length changed."""
+    turned = angle(unit(clean), unit(damaged)).rad2deg()
+    factor = damaged.norm(dim=1) / clean.norm(dim=1)
+    return {"turned": turned.median().item(), "length": factor.median().item()}
+
+
+def measure(
+    trained: Trained, source: Data, precision: str, *, views: list[list[float]]
+) -> dict[str, Any]:
+    """The training's outcome, and :func:`nearest_mean` and :func:`change` of the damaged test
+    images, for each kind by the amount."""
+    train, (clean, labels) = evaluation.embed_both(trained.network, source, precision)
+    classes = range(len(source.classes))
+    means = torch.stack([train[0][train[1] == k].mean(dim=0) for k in classes])
+
+    def found(kind: str, amount: float) -> dict[str, float]:
+        images = corrupt(source.test_images, kind, amount)
+        damaged = evaluation.embed(trained.network, images, precision)
+        return nearest_mean(damaged, labels, means) | change(clean, damaged)
+
+    corrupted = {kind: [found(kind, x) for x in amounts] for kind, amounts in AMOUNTS.items()}
+    return outcome(trained, source, precision, views=views) | {"corrupted": corrupted}
+
+
+# --- the runs -------------------------------------------------------------------------------------
+
+
+class Unwhitened(arcface_cifar10.Network):
+    """Random orthonormal filters in place of those that whiten."""
+
+    @torch.no_grad()
+    def set_whitening(self, images: Tensor) -> None:
+        """Draw the filters, which then have the whitening ones' mean variance, nearly 1."""
+        filters = nn.init.orthogonal_(torch.empty(12, 12)).unflatten(1, (3, 2, 2))
+        self.whiten.weight.copy_(torch.cat([filters, -filters]))
+
+
+def train_unwhitened(*args: Any) -> Trained:
+    """The script's train() with :class:`Unwhitened`."""
+    with mock.patch.object(arcface_cifar10, "Network", Unwhitened):
+        return arcface_cifar10.train(*args)
+
+
+def compute(folder: Path, data_folder: Path) -> None:
+    """Train what has no record yet: both losses, seed by seed, and the control on CIFAR-10."""
+    for dataset, setup in margin.SETUPS.items():
+        measured = partial(measure, views=setup.recipe.views)
+        source = data.load(setup.recipe.dataset, data_folder)
+        total = len(margin.RATES) + len(LOSSES) * SEEDS[dataset]
+        study = Study(folder, {dataset: setup}, {dataset: source}, total)
+        tasks = margin.tasks(study, dataset)
+        softmax, arcface = tasks["softmax"], tasks[margin.ARCFACE]
+        for seed in range(SEEDS[dataset]):
+            for task in (softmax, arcface):
+                study.run(replace(task, part="corruption", seed=seed), source, measured)
+        study.bar.close()
+        if dataset == "cifar10":
+            setups = {dataset: replace(setup, train=train_unwhitened)}
+            control = Study(folder, setups, {dataset: source})
+            control.run(replace(arcface, part="unwhitened"), source, measured)
+
+
+# --- what they say --------------------------------------------------------------------------------
+
+
+def records_of(folder: Path, dataset: str) -> RunsByLoss:
+    """Those of both losses. Raises Problem if there are none."""
+    found = load(folder, "corruption", dataset)
+    if len(found) < len(LOSSES):
+        raise Problem(f"{folder} lacks records of study.corruption. Run it without options.")
+    return found
+
+
+def draw(folder: Path, dataset: str) -> plt.Figure:
+    """Accuracies, turn and change of length over the amount of each kind of damage."""
+    found = records_of(folder, dataset)
+    drawn = [(runs, *LOSS_STYLE[loss]) for loss, runs in found.items()]
+    control = load(folder, "unwhitened", dataset).get("arcface", [])
+    drawn += [(control, "ArcFace without whitening", RED, "x")] if control else []
+    figure, axes = plt.subplots(3, len(AMOUNTS), sharex="col", sharey="row", figsize=(6.3, 4.0))
+    for column, (kind, amounts) in zip(axes.T, AMOUNTS.items(), strict=True):
+        for runs, label, colour, marker in drawn:
+            style = {"color": colour, "marker": marker, "markersize": 3.5}
+            for metric, (name, line) in METRICS.items():
+                curves = 100 * figures(runs, kind, metric)
+                draw_band(column[0], amounts, curves, ls=line, label=f"{label}, {name}", **style)
+            for axis, key in zip(column[1:], ("turned", "length"), strict=True):
+                draw_band(axis, amounts, figures(runs, kind, key), **style)
+        column[0].set(title=kind, xticks=amounts)
+        column[2].set(xlabel=UNITS[kind])
+    axes[0, 0].set(ylabel="accuracy, %", ylim=(0, 102))
+    axes[1, 0].set(ylabel="turned by, °", ylim=(0, None))
+    axes[2, 0].set(ylabel="length, ×", ylim=(0, None))
+    labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(*labels, loc="outside lower center", ncols=len(drawn))
+    title = f"{DATASETS[dataset]}: damaged test images, given to the nearest class mean"
+    figure.suptitle(f"{title} (bands: 95% over seeds)")
+    return figure
+
+
+def figures(runs: list[StudyRecord], kind: str, key: str) -> np.ndarray:
+    """A figure of each run by the amount, runs × amounts."""
+    return np.array([[found[key] for found in run["corrupted"][kind]] for run in runs])
+
+
+def draw_band(axis: plt.Axes, x: Sequence[float], curves: np.ndarray, **style: Any) -> None:
+    """The mean of the curves, runs × points, and its 95% interval."""
+    mean, half = zip(*(interval(list(values)) for values in curves.T), strict=True)
+    axis.plot(x, mean, **style)
+    band = np.subtract(mean, half), np.add(mean, half)
+    axis.fill_between(x, *band, color=style["color"], alpha=0.12, linewidth=0)
+
+
+def table(folder: Path, dataset: str) -> str:
+    """Without damage, and with a middle and the largest amount of each kind, in Markdown: accuracy
+    by the angle, paired differences to that by the distance, turn and change of length."""
+    found, lines = records_of(folder, dataset), []
+    for kind, amounts in AMOUNTS.items():
+        for place in (0, 2, 4):
+            cells = [kind, str(amounts[place])]
+            for loss in LOSSES:
+                of = {key: figures(found[loss], kind, key)[:, place] for key in COLUMNS}
+                of["euclidean"] = of["cosine"] - of["euclidean"]
+                cells += [
+                    mean_ci(list(factor * of[key]), digits)
+                    for key, (_, factor, digits) in COLUMNS.items()
+                ]
+            lines.append(cells)
+    names = [f"{LOSS_STYLE[loss][0]}, {name}" for loss in LOSSES for name, _, _ in COLUMNS.values()]
+    return markdown(["damage", "amount, %", *names], lines)
+
+
+def tables(folder: Path) -> dict[str, str]:
+    """The tables, by the names of their marks."""
+    return {f"corruption-{dataset}": table(folder, dataset) for dataset in SEEDS}
+
+
+def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
+    """Run what has no record yet, then draw and fill the tables. Returns the exit status.
+
+    Args:
+        root: the folder of figures/, where records are kept and pictures go.
+    """
+    folder = root / "figures" / "study"
+    pictures = {f"corruption-{name}.png": partial(draw, dataset=name) for name in SEEDS}
+    return train_and_draw(__doc__, argv, partial(compute, folder), folder, pictures, tables)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

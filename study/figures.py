@@ -8,7 +8,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from experiment.figures import BLUE, GREY, LOSS_STYLE, ORANGE, RED, STYLE, save
-from study.corruption import CORRUPTIONS
 from study.selection import (
     DATASETS,
     RunsByLoss,
@@ -43,7 +42,6 @@ def draw(folder: Path) -> None:
             if losses := common_seeds(load(folder, "losses", dataset)):
                 save(draw_accuracy(losses, name), folder / f"accuracy-{dataset}.png")
                 save(draw_angles(losses, name), folder / f"angles-{dataset}.png")
-                save(draw_noise(losses, name), folder / f"noise-{dataset}.png")
             unseen = common_seeds(load(folder, "unseen", dataset))
             if unseen := drop_collapsed_splits(unseen):
                 save(draw_roc(unseen, name), folder / f"roc-{dataset}.png")
@@ -183,32 +181,3 @@ def draw_means(
     axis.plot(at, [np.mean(values) for values in found], **style)
     for x, values in zip(at, found, strict=True):
         axis.plot([x] * len(values), values, "_", color=style["color"], markersize=7)
-
-
-def draw_noise(losses: RunsByLoss, name: str) -> plt.Figure:
-    """Accuracy of the nearest class mean, by cosine and by Euclidean distance, while test images
-    are corrupted."""
-    figure, axes = plt.subplots(1, len(CORRUPTIONS), sharey=True, figsize=(6.3, 2.1))
-    for axis, kind in zip(axes, CORRUPTIONS, strict=True):
-        for loss in ("softmax", "arcface"):
-            for metric, line in (("cosine", "-"), ("euclidean", "--")):
-                found = [record["corrupted"][kind] for record in finished(losses[loss])]
-                curves = [[100 * accuracy[metric] for accuracy in curve] for curve in found]
-                _draw_curve(axis, curves, loss, metric, line)
-        axis.set(title=kind, xlabel="strength", xticks=range(len(curves[0])))
-    axes[0].set(ylabel="accuracy in %", ylim=(0, 102))
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
-    title = f"{name}: nearest class mean on corrupted test images (bands: 95% over seeds)"
-    figure.suptitle(title)
-    return figure
-
-
-def _draw_curve(
-    axis: plt.Axes, curves: list[list[float]], loss: str, metric: str, line: str
-) -> None:
-    label, colour, marker = LOSS_STYLE[loss]
-    mean, half = zip(*(interval(list(v)) for v in zip(*curves, strict=True)), strict=True)
-    name = f"{label}, {metric.replace('euc', 'Euc')}"
-    axis.plot(mean, color=colour, marker=marker, linestyle=line, label=name)
-    band = np.subtract(mean, half), np.add(mean, half)
-    axis.fill_between(range(len(mean)), *band, color=colour, alpha=0.12)

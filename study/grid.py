@@ -118,8 +118,8 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
         root: the folder of figures/, where records are kept and the picture goes.
     """
     folder = root / "figures" / "study"
-    picture = folder / "separation.png"
-    return train_and_draw(__doc__, argv, partial(compute, folder), draw, picture)
+    pictures = {"separation.png": draw}
+    return train_and_draw(__doc__, argv, partial(compute, folder), folder, pictures)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 import arcface_cifar10
 import arcface_mnist
@@ -22,7 +21,7 @@ from experiment.data import Data
 from experiment.recipe import LOSSES, Recipe
 from experiment.records import ROOT
 from experiment.training import Trained
-from study import corruption, figures, paper, verification
+from study import figures, paper, verification
 from study.runs import Setup, Study, Task
 
 # Shorter than the recipes of the scripts, every epoch of all images, the margin whole from the
@@ -116,16 +115,11 @@ def compare(study: Study, dataset: str, losses: Sequence[str] = LOSSES) -> None:
     ]
     for seed in range(setup.seeds):
         for task in chosen:
-            train_on_all(study, replace(task, part="losses", seed=seed))
+            on_all = replace(task, part="losses", seed=seed)
+            study.run(on_all, study.sources[dataset], measure_angles)
         for split in range(SPLITS if seed < UNSEEN_SEEDS else 0):
             for task in chosen:
                 verify_unseen(study, replace(task, part="unseen", seed=seed, split=split))
-
-
-def train_on_all(study: Study, task: Task) -> None:
-    """One loss on all classes: accuracy and angles; for two losses also on corrupted images."""
-    measure = measure_corrupted if task.loss in ("softmax", "arcface") else measure_angles
-    study.run(task, study.sources[task.dataset], measure)
 
 
 def verify_unseen(study: Study, task: Task) -> None:
@@ -168,25 +162,6 @@ def measure_angles(trained: Trained, source: Data, precision: str) -> dict[str, 
     return {
         "angles": evaluation.angle_statistics(trained.head.get_parameter("weight"), train, test)
     }
-
-
-def measure_corrupted(trained: Trained, source: Data, precision: str) -> dict[str, Any]:
-    """The angles, and the accuracy of the nearest class mean for every corruption and strength."""
-    train, test = evaluation.embed_both(trained.network, source, precision)
-    classes = range(len(source.classes))
-    means = torch.stack([train[0][train[1] == k].mean(dim=0) for k in classes])
-
-    def accuracy(kind: str, strength: int) -> dict[str, float]:
-        images = corruption.corrupt(source.test_images, kind, strength)
-        embeddings = evaluation.embed(trained.network, images, precision)
-        return corruption.nearest_mean(embeddings, test[1], means)
-
-    corrupted = {
-        kind: [accuracy(kind, strength) for strength in corruption.STRENGTHS]
-        for kind in corruption.CORRUPTIONS
-    }
-    angles = evaluation.angle_statistics(trained.head.get_parameter("weight"), train, test)
-    return {"angles": angles, "corrupted": corrupted}
 
 
 def measure_unseen(

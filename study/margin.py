@@ -3,9 +3,9 @@
 The default recipe with plain softmax, with normalised softmax (m = 0) and with a margin of 0.3,
 all else as it is; but for the learning rate of softmax's last layer, which is chosen from three on
 held-out training images. ArcFace's runs with the recipe's own margin are those of
-figures/*/seeds.json, which may be of another machine: two seeds are trained again beside the
-others. Records are in figures/study/, none is computed twice, and an interrupted one is resumed.
-``table`` writes the tables of figures/study/README.md.
+figures/*/seeds.json, which may be of another machine: beside them stand those of study.corruption.
+Records are in figures/study/, none is computed twice, and an interrupted one is resumed. ``table``
+writes the tables of figures/study/README.md.
 """
 
 import argparse
@@ -34,7 +34,6 @@ SETUPS = {
 RATES = (0.25, 1.0, 4.0)  # of softmax's last layer, times that of the recipe
 LARGER = 0.3  # the other margin, in radians
 ARCFACE, AGAIN = "ArcFace", "ArcFace, trained again"
-AGAIN_SEEDS = 2
 OTHERS = {
     "softmax": "softmax",
     "normalised softmax": "norm-softmax",
@@ -66,22 +65,32 @@ def softmax_rate(study: Study, dataset: str) -> float:
     return min(found, key=lambda rate: found[rate])
 
 
-def compare(study: Study, dataset: str) -> None:
-    """Train what ArcFace with the recipe's own margin is compared with: seed by seed both losses
-    without a margin, then ArcFace again, then the larger margin."""
+def tasks(study: Study, dataset: str) -> dict[str, Task]:
+    """What is compared, with seed 0: the recipe with either loss without a margin, with the larger
+    margin, and, as ARCFACE, with its own."""
     setup = study.setups[dataset]
     rate, scale = setup.recipe.learning_rates["head"], setup.recipe.scale
     usual: dict[str, Any] = {"part": "margin", "dataset": dataset, "epochs": setup.recipe.epochs}
-    softmax = Task(
-        loss="softmax", scale=None, margin=None, head_lr=softmax_rate(study, dataset), **usual
-    )
-    without = Task(loss="norm-softmax", scale=scale, margin=None, head_lr=rate, **usual)
-    larger = Task(loss="arcface", scale=scale, margin=LARGER, head_lr=rate, **usual)
-    own = replace(larger, part="margin-again", margin=setup.recipe.default_margins["arcface"])
-    tasks = [replace(task, seed=k) for k in range(setup.seeds) for task in (softmax, without)]
-    tasks += [replace(own, seed=seed) for seed in range(AGAIN_SEEDS)]
-    for task in [*tasks, *(replace(larger, seed=seed) for seed in range(setup.seeds))]:
-        study.run(task, study.sources[dataset], partial(outcome, views=setup.recipe.views))
+    head = usual | {"scale": scale, "head_lr": rate}
+    softmax = {"scale": None, "head_lr": softmax_rate(study, dataset)}
+    return {
+        "softmax": Task(loss="softmax", margin=None, **usual | softmax),
+        "normalised softmax": Task(loss="norm-softmax", margin=None, **head),
+        f"ArcFace, m = {LARGER}": Task(loss="arcface", margin=LARGER, **head),
+        ARCFACE: Task(loss="arcface", margin=setup.recipe.default_margins["arcface"], **head),
+    }
+
+
+def compare(study: Study, dataset: str) -> None:
+    """Train what ArcFace with the recipe's own margin is compared with, seed by seed: first both
+    losses without a margin, then the larger margin."""
+    setup = study.setups[dataset]
+    softmax, without, larger, _ = tasks(study, dataset).values()
+    for of_these in ((softmax, without), (larger,)):
+        for seed in range(setup.seeds):
+            for task in of_these:
+                measure = partial(outcome, views=setup.recipe.views)
+                study.run(replace(task, seed=seed), study.sources[dataset], measure)
 
 
 # --- what they say --------------------------------------------------------------------------------
@@ -96,7 +105,8 @@ def runs(dataset: str, root: Path = ROOT) -> RunsByLoss:
     own = [record | {new: record[old] for old, new in names.items()} for record in own]
     found = {ARCFACE: [record for record in own if is_made_by(recipe, record)]}
     folder = root / "figures" / "study"
-    found[AGAIN] = load(folder, "margin-again", dataset).get("arcface", [])
+    again = load(folder, "corruption", dataset) or load(folder, "margin-again", dataset)
+    found[AGAIN] = again.get("arcface", [])
     made = load(folder, "margin", dataset)
     found |= {name: made.get(loss, []) for name, loss in OTHERS.items()}
     return {name: sorted(of, key=lambda run: run["seed"]) for name, of in found.items() if of}
@@ -153,7 +163,7 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
             machine.keep_malloc_arenas()
             setup = SETUPS[options.dataset]
             source = data.load(setup.recipe.dataset, options.data)
-            total = len(RATES) + len(OTHERS) * setup.seeds + AGAIN_SEEDS
+            total = len(RATES) + len(OTHERS) * setup.seeds
             study = Study(folder, SETUPS, {options.dataset: source}, total)
             compare(study, options.dataset)
             study.bar.close()

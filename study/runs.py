@@ -4,7 +4,7 @@ import argparse
 import io
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from experiment.figures import STYLE, save
 from experiment.recipe import Recipe, Settings
 from experiment.records import ROOT
 from experiment.training import Diverged, Trained
+from study.tables import fill_file
 
 # What an experiment measures on a trained network: called with it, the data that it was trained
 # on, and the precision; returns what is added to the record.
@@ -206,28 +207,33 @@ def train_and_draw(
     doc: str | None,
     argv: list[str] | None,
     compute: Callable[[Path], None],
-    draw: Callable[[Path], plt.Figure],
-    picture: Path,
+    folder: Path,
+    draw: Mapping[str, Callable[[Path], plt.Figure]],
+    tables: Callable[[Path], dict[str, str]] = lambda folder: {},
 ) -> int:
-    """A command that trains what has no record yet, then draws one picture. Returns the exit
-    status.
+    """A command that trains what has no record yet, then draws. Returns the exit status.
 
     Args:
         doc: of the command's module; its first line is shown by ``--help``.
         compute: called with the folder of the data; not with ``--figures-only``.
-        draw: called with the folder of the records, which is that of the picture.
+        folder: of the records and the pictures.
+        draw, tables: called with it; the former by the picture's name. The tables go into its
+            README.md.
     """
     parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
     add = parser.add_argument
     add("--data", type=cli.path, default=ROOT / "data", metavar="DIR", help="as in the scripts")
-    add("--figures-only", action="store_true", help="the picture from the records on disk")
+    add("--figures-only", action="store_true", help="pictures from the records on disk")
 
     def work() -> None:
         options = parser.parse_args(argv)
         if not options.figures_only:
             machine.keep_malloc_arenas()
             compute(options.data)
+        if made := tables(folder):
+            fill_file(folder / "README.md", made)
         with plt.rc_context(STYLE):
-            save(draw(picture.parent), picture)
+            for name, make in draw.items():
+                save(make(folder), folder / name)
 
     return errors.exit_status(work, "The same command goes on from here.")

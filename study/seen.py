@@ -204,7 +204,7 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
         root: the folder of figures/, where records are kept and the picture goes.
     """
     folder = root / "figures" / "study"
-    return train_and_draw(__doc__, argv, partial(compute, folder), draw, folder / "seen.png")
+    return train_and_draw(__doc__, argv, partial(compute, folder), folder, {"seen.png": draw})
 
 
 if __name__ == "__main__":

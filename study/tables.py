@@ -8,7 +8,6 @@ from scipy import stats
 from experiment.errors import Problem
 from experiment.figures import LOSS_STYLE
 from experiment.records import replacing
-from study.corruption import CORRUPTIONS
 from study.selection import (
     DATASETS,
     RunsByLoss,
@@ -116,7 +115,6 @@ def study_tables(folder: Path) -> dict[str, str]:
         if losses := common_seeds(load(folder, "losses", dataset)):
             found[f"losses-{dataset}"] = losses_table(losses)
             found[f"angles-{dataset}"] = angles_table(losses)
-            found[f"noise-{dataset}"] = noise_table(losses)
         if unseen := common_seeds(load(folder, "unseen", dataset)):
             found[f"unseen-{dataset}"] = unseen_table(unseen)
     return found
@@ -186,18 +184,3 @@ def verification_cell(runs: list[StudyRecord], key: str) -> str:
         return "collapsed"
     lost = f" ({len(runs) - len(left)} collapsed)" if len(left) < len(runs) else ""
     return mean_ci(percent(left, key), 1) + lost
-
-
-def noise_table(losses: RunsByLoss) -> str:
-    """Accuracy of the nearest class mean at the middle and the largest strength."""
-    columns = [(x, metric) for x in ("softmax", "arcface") for metric in ("cosine", "euclidean")]
-    rows = []
-    for kind in CORRUPTIONS:
-        for strength in (0, 3, 5):
-            cells = []
-            for loss, metric in columns:
-                found = [record["corrupted"][kind][strength] for record in finished(losses[loss])]
-                cells.append(mean_ci([100 * accuracy[metric] for accuracy in found], 1))
-            rows.append([kind, str(strength), *cells])
-    head = [f"{LOSS_STYLE[loss][0]}, {metric.replace('euc', 'Euc')}" for loss, metric in columns]
-    return markdown(["corruption", "strength", *head], rows)

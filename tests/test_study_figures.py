@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from study import figures, tables
-from study.corruption import CORRUPTIONS
 from study.verification import FALSE_ACCEPT
 
 
@@ -79,19 +78,6 @@ def test_pairs_are_shares_of_all_of_a_kind():
     assert "2 runs each, split 2)" in figure._suptitle.get_text()
     single = figures.draw_pairs({"cm1": [verified(0, 0, 0.2)]}, "MNIST")
     assert len(single.axes) == 1
-
-
-def test_noise_is_drawn_for_each_kind_loss_and_distance():
-    def corrupted(cosine):
-        curve = [{"cosine": cosine - 0.1 * k, "euclidean": 0.5 - 0.1 * k} for k in range(6)]
-        return [run(0.9, corrupted=dict.fromkeys(CORRUPTIONS, curve))]
-
-    losses = {"softmax": corrupted(0.9), "arcface": corrupted(0.8)}
-    figure = figures.draw_noise(losses, "MNIST")
-    assert [axis.get_title() for axis in figure.axes] == list(CORRUPTIONS)
-    found = {line.get_label(): line.get_ydata()[0] for line in figure.axes[1].lines}
-    expected = {"softmax, cosine": 90, "softmax, Euclidean": 50, "ArcFace, cosine": 80}
-    assert found == pytest.approx(expected | {"ArcFace, Euclidean": 50})
 
 
 def test_without_records_nothing_is_drawn(tmp_path):

@@ -44,7 +44,7 @@ def test_marks_are_filled_and_missing_ones_are_named(tmp_path):
 def test_the_study_s_readme_has_the_tables_of_its_records():
     text = (FOLDER / "README.md").read_text(encoding="utf-8")
     found = tables.study_tables(FOLDER)
-    kinds = ("tuning", "losses", "angles", "noise", "unseen")
+    kinds = ("tuning", "losses", "angles", "unseen")
     assert set(found) == {f"{kind}-{dataset}" for kind in kinds for dataset in ("mnist", "cifar10")}
     for name, content in found.items():
         assert tables.fill(text, name, content) == text
@@ -99,17 +99,6 @@ def test_a_split_with_collapsed_runs_says_so():
     assert softmax.startswith("| softmax | 25.0, 50.0 | 50.0, 75.0 |")
     assert arcface.startswith("| ArcFace | 50.0 (1 collapsed) | 50.0, 75.0 |")
     assert cm1.startswith("| CM1 | collapsed | 50.0, 75.0 |")
-
-
-def test_noise_is_shown_for_both_distances():
-    def corrupted(cosine):
-        curve = [{"cosine": cosine - 0.1 * k, "euclidean": 0.5 - 0.1 * k} for k in range(6)]
-        return [run(0.9, corrupted=dict.fromkeys(tables.CORRUPTIONS, curve))]
-
-    losses = {"softmax": corrupted(0.9), "arcface": corrupted(0.8)}
-    shown = tables.noise_table(losses).splitlines()
-    assert shown[0].endswith("| ArcFace, cosine | ArcFace, Euclidean |")
-    assert shown[3] == "| noise | 3 | 60.0 | 20.0 | 50.0 | 20.0 |" and len(shown) == 2 + 4 * 3
 
 
 def test_the_interval_of_a_median_of_nine_pairs_is_from_the_second_to_the_eighth():
