@@ -31,7 +31,7 @@ from experiment.records import ROOT
 from experiment.training import Trained
 from study import margin
 from study.runs import Study, outcome, train_and_draw
-from study.selection import DATASETS, RunsByLoss, StudyRecord, load
+from study.selection import DATASETS, RunsByLoss, StudyRecord, common_seeds, finished, load
 from study.tables import interval, markdown, mean_ci
 
 SEEDS = {"mnist": 5, "cifar10": 3}
@@ -59,7 +59,7 @@ UNITS = {
 # --- damage, and what it does ---------------------------------------------------------------------
 
 
-def corrupt(images: Tensor, kind: str, amount: float, seed: int = 0) -> Tensor:
+def corrupt(images: Tensor, kind: str, amount: float) -> Tensor:
     """Damaged copies of images, uint8 N × H × W × C.
 
     Args:
@@ -69,7 +69,7 @@ def corrupt(images: Tensor, kind: str, amount: float, seed: int = 0) -> Tensor:
             for the brightness; of the image's side for that of the square; of the contrast for the
             part that is lost. 0 changes nothing.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     x, share = images.float().cpu() / 255, amount / 100
     match kind:
         case "noise":
@@ -125,7 +125,8 @@ def measure(
     def found(kind: str, amount: float) -> dict[str, float]:
         images = corrupt(source.test_images, kind, amount)
         damaged = evaluation.embed(trained.network, images, precision)
-        return nearest_mean(damaged, labels, means) | change(clean, damaged)
+        result = nearest_mean(damaged, labels, means) | change(clean, damaged)
+        return {"amount": amount} | result
 
     corrupted = {kind: [found(kind, x) for x in amounts] for kind, amounts in AMOUNTS.items()}
     return outcome(trained, source, precision, views=views) | {"corrupted": corrupted}
@@ -140,7 +141,8 @@ class Unwhitened(arcface_cifar10.Network):
     @torch.no_grad()
     def set_whitening(self, images: Tensor) -> None:
         """Draw the filters, which then have the whitening ones' mean variance, nearly 1."""
-        filters = nn.init.orthogonal_(torch.empty(12, 12)).unflatten(1, (3, 2, 2))
+        own = torch.Generator().manual_seed(0)  # the head's centres are drawn as ever
+        filters = nn.init.orthogonal_(torch.empty(12, 12), generator=own).unflatten(1, (3, 2, 2))
         self.whiten.weight.copy_(torch.cat([filters, -filters]))
 
 
@@ -173,18 +175,19 @@ def compute(folder: Path, data_folder: Path) -> None:
 
 
 def records_of(folder: Path, dataset: str) -> RunsByLoss:
-    """Those of both losses. Raises Problem if there are none."""
-    found = load(folder, "corruption", dataset)
-    if len(found) < len(LOSSES):
-        raise Problem(f"{folder} lacks records of study.corruption. Run it without options.")
-    return found
+    """Those of the seeds that both losses have. Raises Problem if there are none."""
+    found = common_seeds(load(folder, "corruption", dataset), LOSSES)
+    if not found:
+        what = f"records of study.corruption on {DATASETS[dataset]}"
+        raise Problem(f"There are no {what} in {folder}. Run it without options.")
+    return {loss: finished(runs) for loss, runs in found.items()}
 
 
 def draw(folder: Path, dataset: str) -> plt.Figure:
     """Accuracies, turn and change of length over the amount of each kind of damage."""
     found = records_of(folder, dataset)
     drawn = [(runs, *LOSS_STYLE[loss]) for loss, runs in found.items()]
-    control = load(folder, "unwhitened", dataset).get("arcface", [])
+    control = finished(load(folder, "unwhitened", dataset).get("arcface", []))
     drawn += [(control, "ArcFace without whitening", RED, "x")] if control else []
     figure, axes = plt.subplots(3, len(AMOUNTS), sharex="col", sharey="row", figsize=(6.3, 4.0))
     for column, (kind, amounts) in zip(axes.T, AMOUNTS.items(), strict=True):
@@ -240,8 +243,9 @@ def table(folder: Path, dataset: str) -> str:
 
 
 def tables(folder: Path) -> dict[str, str]:
-    """The tables, by the names of their marks."""
-    return {f"corruption-{dataset}": table(folder, dataset) for dataset in SEEDS}
+    """The tables, by the names of their marks; those of study.margin show runs of this module."""
+    made = {f"corruption-{dataset}": table(folder, dataset) for dataset in SEEDS}
+    return made | margin.tables(folder.parent.parent)
 
 
 def main(argv: list[str] | None = None, root: Path = ROOT) -> int:

@@ -105,8 +105,8 @@ def runs(dataset: str, root: Path = ROOT) -> RunsByLoss:
     own = [record | {new: record[old] for old, new in names.items()} for record in own]
     found = {ARCFACE: [record for record in own if is_made_by(recipe, record)]}
     folder = root / "figures" / "study"
-    again = load(folder, "corruption", dataset) or load(folder, "margin-again", dataset)
-    found[AGAIN] = again.get("arcface", [])
+    parts = ("margin-again", "corruption")
+    found[AGAIN] = max((load(folder, part, dataset).get("arcface", []) for part in parts), key=len)
     made = load(folder, "margin", dataset)
     found |= {name: made.get(loss, []) for name, loss in OTHERS.items()}
     return {name: sorted(of, key=lambda run: run["seed"]) for name, of in found.items() if of}

@@ -223,17 +223,17 @@ def train_and_draw(
     parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
     add = parser.add_argument
     add("--data", type=cli.path, default=ROOT / "data", metavar="DIR", help="as in the scripts")
-    add("--figures-only", action="store_true", help="pictures from the records on disk")
+    add("--figures-only", action="store_true", help="pictures and tables from the records on disk")
 
     def work() -> None:
         options = parser.parse_args(argv)
         if not options.figures_only:
             machine.keep_malloc_arenas()
             compute(options.data)
-        if made := tables(folder):
-            fill_file(folder / "README.md", made)
         with plt.rc_context(STYLE):
             for name, make in draw.items():
                 save(make(folder), folder / name)
+        if made := tables(folder):
+            fill_file(folder / "README.md", made)
 
     return errors.exit_status(work, "The same command goes on from here.")

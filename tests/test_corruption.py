@@ -1,18 +1,20 @@
 """Damage is what its description says; the nearest class mean; what becomes of embeddings."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import arcface_cifar10
+import arcface_mnist
 from arcface_loss import ArcMarginProduct
-from experiment import evaluation, records
+from experiment import evaluation, records, synthetic
+from experiment.data import Data
 from experiment.training import Trained
-from study import corruption
+from study import corruption, margin
 from study.corruption import AMOUNTS, change, corrupt, nearest_mean
-
-FOLDER = records.ROOT / "figures" / "study"
 
 
 @pytest.mark.parametrize("kind", AMOUNTS)
@@ -71,7 +73,8 @@ def test_what_is_measured_begins_with_the_images_as_they_are(small_data):
     found = corruption.measure(trained, data, "float32", views=[])
     for kind, amounts in AMOUNTS.items():
         curve = found["corrupted"][kind]
-        assert len(curve) == len(amounts) and curve[0] == found["corrupted"]["noise"][0]
+        assert [damaged["amount"] for damaged in curve] == list(amounts)
+        assert curve[0] == found["corrupted"]["noise"][0]
         assert curve[0]["turned"] == 0 and curve[0]["length"] == 1 and curve[-1]["turned"] > 20
     # By scikit-learn's nearest centroid, which knows the distance only.
     neighbours = pytest.importorskip("sklearn.neighbors")
@@ -80,7 +83,7 @@ def test_what_is_measured_begins_with_the_images_as_they_are(small_data):
     assert found["corrupted"]["noise"][0]["euclidean"] == pytest.approx(expected)
 
 
-def test_the_control_has_orthonormal_filters_of_both_signs(small_data, tmp_path):
+def test_the_control_has_orthonormal_filters_of_both_signs(small_data):
     network = corruption.Unwhitened(16, **arcface_cifar10.DEFAULT.network)
     network.set_whitening(small_data["CIFAR-10"].train_images)
     filters = network.whiten.weight.flatten(1)
@@ -98,9 +101,33 @@ def test_the_control_is_trained_with_its_filters_and_the_script_keeps_its_own(mo
     assert arcface_cifar10.Network is not corruption.Unwhitened
 
 
+def test_every_loss_and_seed_is_trained_and_the_control_once(tmp_path, monkeypatch):
+    made = []
+
+    def run(study, task, source, measure):
+        made.append((task.name, task.loss, study.setups[task.dataset].train))
+        return {"plain_loss": task.head_lr}
+
+    monkeypatch.setattr(corruption.data, "load", lambda name, _: synthetic.make(name, 20, 10))
+    monkeypatch.setattr(margin, "RATES", (1.0,))
+    monkeypatch.setattr(corruption.Study, "run", run)
+    monkeypatch.setattr(Data, "for_validation", lambda source, _: source)
+    corruption.compute(tmp_path, tmp_path)
+    names = Counter(name for name, *_ in made)
+    assert len(names) == len(made) == 2 + 2 * 5 + 2 * 3 + 1
+    scripts = (arcface_mnist.train, arcface_cifar10.train)
+    others = [(name, loss) for name, loss, train in made if train not in scripts]
+    assert others == [("unwhitened-cifar10-arcface-seed0", "arcface")]
+
+
+def test_without_records_the_command_says_so(tmp_path, capsys):
+    assert corruption.main(["--figures-only"], tmp_path) == 1
+    assert "no records of study.corruption on MNIST" in capsys.readouterr().err
+
+
 def write(folder, part, loss, seed, values):
     """A record whose damaged images all have the same ``values``."""
-    made = {"loss": loss, "seed": seed, "split": None}
+    made = {"loss": loss, "seed": seed, "split": None, "test_accuracy": 0.99}
     found = {kind: [values] * len(amounts) for kind, amounts in AMOUNTS.items()}
     records.append_line(folder / f"{part}-mnist.jsonl", made | {"corrupted": found})
 
@@ -110,6 +137,7 @@ def test_accuracies_are_paired_by_seed(tmp_path):
         values = {"cosine": accuracy, "euclidean": accuracy - 0.1, "turned": 30.0, "length": 0.5}
         for loss in corruption.LOSSES:
             write(tmp_path, "corruption", loss, seed, values)
+    write(tmp_path, "corruption", "softmax", 3, values)  # without its ArcFace: left out
     rows = corruption.table(tmp_path, "mnist").splitlines()
     assert rows[2].startswith("| noise | 0 | 80.0 ± 24.8 | 10.0 ± 0.0 | 30.0 ± 0.0 | 0.50 ± 0.00 |")
     assert len(rows) == 2 + 3 * len(AMOUNTS) and rows[4].startswith("| noise | 32 |")
