@@ -207,45 +207,57 @@ def turned_away() -> dict[str, Any]:
     return found
 
 
-def by_seen(key: str) -> dict[tuple[str, float | None], dict[int, list[float]]]:
-    """A figure of the verification of unseen two-digit numbers, in %, by the seed: for each loss
-    and margin, by the number of numbers seen."""
+def by_seen(key: str, kind: str) -> dict[tuple[str, float | None], dict[int, list[float]]]:
+    """A figure of the verification of unseen classes, in %, by the seed: for each loss and margin,
+    by the number of classes seen.
+
+    Args:
+        kind: of seen.KINDS.
+    """
     found: dict[tuple[str, float | None], dict[int, list[float]]] = {of: {} for of in seen.LOSSES}
-    for run in sorted(seen.load(STUDY, "numbers"), key=lambda run: run["seed"]):
+    for run in sorted(seen.load(STUDY, kind), key=lambda run: run["seed"]):
         of_loss = found[run["loss"], run["margin"]]
         of_loss.setdefault(run["seen"], []).append(100 * run["verification"][key])
     return found
 
 
-def correlations_by_seen() -> dict[str, list[float]]:
-    """Spearman's ρ of the equal error rate with angles of the seen numbers, for each number of
-    them, from the smallest to the largest."""
+def correlations_by_seen(kind: str) -> dict[str, list[tuple[float, float]]]:
+    """Spearman's ρ, and its p, of the equal error rate with angles of the seen classes, for each
+    number of them, from the smallest to the largest."""
     keys: dict[str, Callable[[StudyRecord], float]] = {
         "Intra": angle_of("intra_test"),
         "Inter": angle_of("inter_test"),
         "ratio": grid.ratio,
         "W-EC": angle_of("w_ec"),
     }
-    found: dict[str, list[float]] = {name: [] for name in keys}
-    every = seen.load(STUDY, "numbers")
-    for n in seen.KINDS["numbers"].seen:
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in keys}
+    every = seen.load(STUDY, kind)
+    for n in seen.KINDS[kind].seen:
         runs = [run for run in every if run["seen"] == n]
         errors = [run["verification"]["eer"] for run in runs]
         for name, key in keys.items():
-            rho = stats.spearmanr(errors, [key(run) for run in runs]).statistic
-            found[name].append(float(rho))
+            found[name].append(tuple(stats.spearmanr(errors, [key(run) for run in runs])))
     return found
 
 
 def of_more_seen_classes() -> dict[str, bool]:
-    """Of two-digit numbers that training never saw, after 10 to 80 others."""
-    eer, accepted = by_seen("eer"), by_seen("tar_01")
-    plain, without, _, larger = seen.LOSSES
+    """Of two-digit numbers that training never saw, after 10 to 80 others, and of two digits."""
+    eer, accepted = by_seen("eer", "numbers"), by_seen("tar_01", "numbers")
+    digits = by_seen("eer", "digits")
+    plain, without, smaller, larger = seen.LOSSES
     heads = seen.LOSSES[1:]
 
     def below(one: dict[int, list[float]], other: dict[int, list[float]], n: int) -> bool:
         """Whether a figure is the lower one with every seed."""
         return all(a < b for a, b in zip(one[n], other[n], strict=True))
+
+    def to_none(of: tuple[str, float | None], n: int) -> int:
+        """The sign of the paired difference to no margin; 0 if its interval contains 0."""
+        return sign([a - b for a, b in zip(eer[of][n], eer[without][n], strict=True)])
+
+    def goes(kind: str, name: str) -> list[int]:
+        """The signs of the correlations that can be told from 0."""
+        return [int(np.sign(rho)) * (p < 0.05) for rho, p in correlations_by_seen(kind)[name]]
 
     return {
         "the more numbers are seen, the lower the error rate on others, for every loss": all(
@@ -257,17 +269,29 @@ def of_more_seen_classes() -> dict[str, bool]:
         "after 80 numbers it has the highest, with every seed": all(
             below(eer[head], eer[plain], 80) for head in heads
         ),
-        "after 10, 20 and 80 numbers m = 0.3 has a lower one than no margin, with every seed": (
-            [n for n in eer[plain] if below(eer[larger], eer[without], n)] == [10, 20, 80]
+        "both margins have a lower one than none after 80 numbers, and not before": (
+            [to_none(larger, n) for n in (10, 20, 40, 80)] == [0, 0, 0, -1]
+            and [to_none(smaller, n) for n in (10, 20, 40, 80)] == [0, 0, 1, -1]
+        ),
+        "after 40 numbers m = 0.3 accepts fewer pairs than no margin, with every seed": (
+            below(accepted[larger], accepted[without], 40)
+        ),
+        "from 4 digits on softmax has the lowest error rate, with every seed": all(
+            below(digits[plain], digits[head], n) for head in heads for n in (4, 6, 8)
+        ),
+        "after 8 digits every loss has more errors than after 6, with every seed": all(
+            a < b for of in digits.values() for a, b in zip(of[6], of[8], strict=True)
         ),
         "from 20 numbers on softmax accepts the fewest pairs at few false ones": all(
             below(accepted[plain], accepted[head], n) for head in heads for n in (20, 40, 80)
         ),
-        "no angle of the seen numbers goes with the errors in one direction": all(
-            min(rho) < -0.05 and max(rho) > 0.05
-            for name, rho in correlations_by_seen().items()
-            if name != "ratio"
+        "no angle of the seen numbers goes with the errors at all four": (
+            goes("numbers", "Intra") == [1, 1, 0, 0]
+            and goes("numbers", "Inter") == [0, 0, 0, -1]
+            and goes("numbers", "W-EC") == [0, 0, 0, 1]
+            and goes("numbers", "ratio") == [0, 0, 0, 0]
         ),
+        "on digits the errors rise with Inter": goes("digits", "Inter") == [1, 1, 1, 0],
     }
 
 
@@ -399,8 +423,11 @@ def of_the_margin_alone() -> dict[str, bool]:
         rest = [min(values) for name, values in apart.items() if name != softmax]
         return max(apart[softmax]) < min(rest)
 
+    def to_arcface(name: str) -> list[float]:
+        return differences(mnist, name, margin.ARCFACE)
+
     equal = {
-        name: not any(sign(margin.differences(found, softmax, key)) for key in keys)
+        name: not any(sign(differences(found, softmax, margin.ARCFACE, key)) for key in keys)
         for name, found, keys in (
             ("MNIST", mnist, ("accuracy",)),
             ("CIFAR-10", cifar, ("accuracy", "accuracy_tta")),
@@ -411,12 +438,9 @@ def of_the_margin_alone() -> dict[str, bool]:
     )
     ahead = [accuracy > normalised[seed] for seed, accuracy in again.items()]
     return {
-        "MNIST's own recipe: no loss is ahead": not any(
-            sign(margin.differences(mnist, name, "accuracy")) for name in others
-        ),
+        "MNIST's own recipe: no loss is ahead": not any(sign(to_arcface(name)) for name in others),
         "MNIST's own recipe: not by a tenth of a point": all(
-            abs(mean) + half < 0.1
-            for mean, half in (interval(margin.differences(mnist, k, "accuracy")) for k in others)
+            abs(mean) + half < 0.1 for mean, half in (interval(to_arcface(name)) for name in others)
         ),
         "MNIST's own recipe: the margin makes classes more compact": (
             wider(mnist, without, margin.ARCFACE) and wider(mnist, margin.ARCFACE, larger)

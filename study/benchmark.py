@@ -30,7 +30,6 @@ import torch
 import torch.nn.functional as F
 from matplotlib.ticker import FixedLocator, NullLocator
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 import arcface_cifar10
@@ -42,6 +41,7 @@ from experiment.figures import BLUE, GREEN, GREY, ORANGE, STYLE
 from experiment.layers import Conv, Residual
 from experiment.records import ROOT
 from study.tables import fill_file, markdown, mean_ci, paired_ratio
+from study.tuning import operations
 from study.yardstick import YARDSTICKS, float32_seconds, script_steps
 
 N, D = 512, 512  # batch and embedding size of the head's benchmark, the paper's
@@ -209,9 +209,8 @@ def measure_step(method: str, steps: int = 8, images: int = STEP_IMAGES) -> dict
     return {"seconds": median(seconds), "peak_bytes": peak_bytes()}
 
 
-def measure(once: Callable[[], object], seconds: float) -> dict[str, float]:
-    """Median seconds of a call over at least two calls and about so many seconds, and this
-    process's peak memory in bytes."""
+def measure(once: Callable[[], object], seconds: float) -> float:
+    """Median seconds of a call over at least two calls and about so many seconds."""
     for _ in range(2):  # the first ones allocate
         once()
     times: list[float] = []
@@ -219,7 +218,7 @@ def measure(once: Callable[[], object], seconds: float) -> dict[str, float]:
         began = time.perf_counter()
         once()
         times.append(time.perf_counter() - began)
-    return {"seconds": median(times), "peak_bytes": peak_bytes()}
+    return median(times)
 
 
 def peak_bytes() -> int:
@@ -268,18 +267,10 @@ def arithmetic() -> dict[str, Any]:
     rates = {}
     for dtype in (torch.float32, torch.bfloat16):
         a, b = (torch.randn(4096, 4096).to(dtype) for _ in range(2))
-        seconds = measure(lambda a=a, b=b: a @ b, 3)["seconds"]  # type: ignore[misc]
+        seconds = measure(lambda a=a, b=b: a @ b, 3)  # type: ignore[misc]
         rates[str(dtype).removeprefix("torch.")] = 2 * 4096**3 / seconds
-    return {"step_operations": STEP_IMAGES * operations(), "matrix_rate": rates}
-
-
-def operations() -> int:
-    """Of forward and backward pass of the network on one image of 32 × 32, multiplications and
-    additions counted apart."""
-    network = default_network()
-    with FlopCounterMode(display=False) as counter:
-        network(torch.rand(1, 3, 32, 32)).sum().backward()
-    return counter.get_total_flops()
+    of_an_image = operations(arcface_cifar10.DEFAULT, 32)
+    return {"step_operations": STEP_IMAGES * of_an_image, "matrix_rate": rates}
 
 
 # --- running, recording --------------------------------------------------------------------------

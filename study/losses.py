@@ -185,17 +185,14 @@ def measure_unseen(
 
 def measure_plane(trained: Trained, source: Data, precision: str, *, path: Path) -> dict[str, Any]:
     """The angles; test embeddings, their labels and the class centres go to ``path``."""
-    train, (embeddings, labels) = evaluation.embed_both(trained.network, source, precision)
+    embeddings = evaluation.embed(trained.network, source.test_images[:PLANE_POINTS], precision)
     records.save_arrays(
         path,
-        embeddings=embeddings[:PLANE_POINTS].cpu().numpy().astype(np.float32),
-        labels=labels[:PLANE_POINTS].cpu().numpy().astype(np.uint8),
+        embeddings=embeddings.cpu().numpy().astype(np.float32),
+        labels=source.test_labels[:PLANE_POINTS].cpu().numpy().astype(np.uint8),
         centres=trained.head.get_parameter("weight").detach().cpu().numpy().astype(np.float32),
     )
-    angles = evaluation.angle_statistics(
-        trained.head.get_parameter("weight"), train, (embeddings, labels)
-    )
-    return {"angles": angles}
+    return measure_angles(trained, source, precision)
 
 
 # --- the command ----------------------------------------------------------------------------------

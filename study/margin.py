@@ -22,7 +22,7 @@ from experiment import cli, data, errors, machine, records
 from experiment.records import ROOT
 from study.runs import Setup, Study, Task, outcome
 from study.seeds import is_made_by
-from study.selection import RunsByLoss, load
+from study.selection import RunsByLoss, differences, finished, load
 from study.tables import fill_file, markdown, mean_ci
 
 SETUPS = {
@@ -109,15 +109,8 @@ def runs(dataset: str, root: Path = ROOT) -> RunsByLoss:
     found[AGAIN] = max((load(folder, part, dataset).get("arcface", []) for part in parts), key=len)
     made = load(folder, "margin", dataset)
     found |= {name: made.get(loss, []) for name, loss in OTHERS.items()}
+    found = {name: finished(of) for name, of in found.items()}
     return {name: sorted(of, key=lambda run: run["seed"]) for name, of in found.items() if of}
-
-
-def differences(found: RunsByLoss, name: str, key: str) -> list[float]:
-    """Of an accuracy to ArcFace's with the same seed, in percentage points."""
-    arcface = {run["seed"]: run[key] for run in found[ARCFACE]}
-    return [
-        100 * (run[key] - arcface[run["seed"]]) for run in found[name] if run["seed"] in arcface
-    ]
 
 
 def table(dataset: str, root: Path = ROOT) -> str:
@@ -129,7 +122,7 @@ def table(dataset: str, root: Path = ROOT) -> str:
             known = of[0][key] is not None
             cells.append(mean_ci([100 * run[key] for run in of], 2) if known else "–")
             known = known and name != ARCFACE
-            cells.append(mean_ci(differences(found, name, key), 2) if known else "–")
+            cells.append(mean_ci(differences(found, name, ARCFACE, key), 2) if known else "–")
         for key in ("intra_test", "inter_test"):
             cells.append(mean_ci([run["angles"][key] for run in of], 1))
         lines.append(cells)

@@ -142,9 +142,9 @@ def run_seeds(
     for seed in missing:
         pictures = seed == 0 and device == "cpu"
         out = folder if pictures else folder / f"seed-{seed}-{device}"
-        task = prepare(script, [*words, "--seed", str(seed)], source, out)
         if published and before is None:
             before = published()
+        task = prepare(script, [*words, "--seed", str(seed)], source, out)  # its clock starts
         trained = train(script, task)
         if pictures:
             run.finish(task, trained)

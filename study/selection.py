@@ -56,14 +56,16 @@ def finished(runs: list[StudyRecord]) -> list[StudyRecord]:
     return [record for record in runs if not collapsed(record)]
 
 
-def differences(runs: RunsByLoss, loss: str) -> list[float]:
-    """Test accuracy minus ArcFace's with the same seed, in percentage points, of the seeds with
-    which neither collapsed."""
-    arcface = {record["seed"]: record["test_accuracy"] for record in finished(runs["arcface"])}
+def differences(
+    runs: RunsByLoss, name: str, to: str = "arcface", key: str = "test_accuracy"
+) -> list[float]:
+    """An accuracy minus that of other runs with the same seed, in percentage points, of the seeds
+    with which neither collapsed."""
+    others = {record["seed"]: record[key] for record in finished(runs[to])}
     return [
-        100 * (record["test_accuracy"] - arcface[record["seed"]])
-        for record in finished(runs[loss])
-        if record["seed"] in arcface
+        100 * (record[key] - others[record["seed"]])
+        for record in finished(runs[name])
+        if record["seed"] in others
     ]
 
 

@@ -25,6 +25,7 @@ from experiment.figures import CLASS_COLOURS, GREY, LOSS_STYLE
 from experiment.recipe import Recipe, Settings
 from experiment.records import ROOT
 from experiment.training import Classifier, Trained
+from study.losses import measure_angles
 from study.runs import Setup, Study, Task, train_and_draw
 
 RECIPE = replace(arcface_mnist.DEFAULT, hardest=1.0, epochs=6)  # all images in every epoch
@@ -78,9 +79,7 @@ class Watched:
         records.save_arrays(
             path, labels=labels, **{key: of.astype(np.float16) for key, of in arrays.items()}
         )
-        train, test = evaluation.embed_both(trained.network, source, precision)
-        weight = trained.head.get_parameter("weight")
-        return {"angles": evaluation.angle_statistics(weight, train, test)}
+        return measure_angles(trained, source, precision)
 
 
 def compute(folder: Path, data_folder: Path) -> None:

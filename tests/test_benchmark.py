@@ -7,8 +7,9 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
+import arcface_cifar10
 from experiment import records
-from study import benchmark, tables
+from study import benchmark, tables, tuning
 
 FOLDER = records.ROOT / "figures" / "benchmarks"
 
@@ -142,7 +143,7 @@ def test_the_operations_of_a_step_are_those_of_its_convolutions():
     forward = [2 * out * into * kernel**2 * size**2 for out, into, kernel, size in layers]
     # The whitening layer is not trained; the embedding layer is a matrix of 256 × 256.
     expected = forward[0] + 3 * sum(forward[1:]) + 3 * 2 * 256 * 256
-    assert benchmark.operations() == pytest.approx(expected, rel=0.02)
+    assert tuning.operations(arcface_cifar10.DEFAULT, 32) == pytest.approx(expected, rel=0.02)
 
 
 # --- taking turns, records ------------------------------------------------------------------------

@@ -160,10 +160,17 @@ def test_each_seed_is_trained_once(script, tmp_path):
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
 
 
-def test_each_seed_is_timed_beside_a_published_training(script, tmp_path):
-    """Before and after it: 100, 200 and 400 seconds."""
-    times = iter([100.0, 200.0, 400.0])
-    seeds.run_seeds(script, "default", 2, None, tmp_path, "cpu", lambda: next(times))
+def test_each_seed_is_timed_beside_a_published_training(script, tmp_path, monkeypatch):
+    """Before and after it, not while its own clock runs: 100, 200 and 400 seconds."""
+    order, times, prepare = [], iter([100.0, 200.0, 400.0]), seeds.prepare
+    monkeypatch.setattr(seeds, "prepare", lambda *args: order.append("seed") or prepare(*args))
+
+    def published():
+        order.append("published")
+        return next(times)
+
+    seeds.run_seeds(script, "default", 2, None, tmp_path, "cpu", published)
+    assert order == ["published", "seed", "published", "seed", "published"]
     found = records.load_json(tmp_path / "seeds.json")
     assert [run["yardstick_seconds"] for run in found] == [150, 300]
     assert "yardstick_seconds" not in records.load_json(tmp_path / "run.json")

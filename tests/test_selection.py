@@ -16,6 +16,7 @@ PARTS = {
     "scale-margin": 90,
     "plane": 2,
     "seen-numbers": 48,
+    "seen-digits": 48,
 }
 CIFAR10_PARTS = {"tuning": 36, "losses": 18, "unseen": 24}
 
