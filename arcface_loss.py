@@ -9,7 +9,6 @@ This file needs torch and nothing else: copy it into your project.
 """
 
 import math
-from collections.abc import Callable
 from functools import partial
 from numbers import Real
 from typing import Any
@@ -47,8 +46,7 @@ class ArcMarginProduct(nn.Module):
         in_features, out_features: d, the length of an embedding, and n, the number of classes.
         s: the scale of the logits, > 0: the radius of the hypersphere.
         m: the additive angular margin in radians (the paper's m2), in [0, π/2].
-        easy_margin: apply the margin only where θ_y < 90° and leave s·cos θ_y elsewhere. Training
-            starts more easily, but the target logit then jumps up at 90° by about s·sin m.
+        easy_margin: the margin only where θ_y < 90°, where the logit jumps up by about s·sin m.
         m1, m3: the multiplicative angular margin, > 0, and the additive cosine margin, ≥ 0.
         device, dtype: of ``weight``, the state dict's only entry: n × d, a row for each centre.
 
@@ -57,10 +55,10 @@ class ArcMarginProduct(nn.Module):
     number of its dtype, but becomes infinite in float16, for a GradScaler to see.
 
     In a larger system: DistributedDataParallel and hooks see only calls of the wrapped module, so
-    call ``loss`` inside its forward. An FSDP2 unit needs
-    ``register_fsdp_forward_method(head, "loss")``. torch.compile, export, torch.func and
-    ``create_graph=True`` differentiate the plain formula, to any order: ``loss`` is then
-    F.cross_entropy of all the logits, gradients may overflow, and traced labels are not checked.
+    call ``loss`` inside its forward; FSDP2 needs ``register_fsdp_forward_method(head, "loss")``.
+    Under torch.compile, export, torch.func and ``create_graph=True`` the plain formula is
+    differentiated (all but torch.compile: to any order). ``loss`` is then F.cross_entropy of all
+    logits, gradients may overflow, autocast reaches their products, and labels are not checked.
     """
 
     def __init__(
@@ -83,13 +81,12 @@ class ArcMarginProduct(nn.Module):
     def forward(self, input: Tensor, label: Tensor | None = None) -> Tensor:
         """N × n logits, for ``CrossEntropyLoss`` (with labels) or for prediction (without).
 
-        Embeddings are N × d, of any length and floating dtype, and class indices N, int64; None
-        leaves the margin out, and there is no ignore_index. What does not fit raises TypeError or
-        ValueError. So does a label outside [0, n) on the CPU; on a GPU, where looking at labels
-        would stall the queue, it ends in CUDA's device-side assertion.
+        Embeddings are N × d, of any length, of 16 bits or more; class indices N, int64; None leaves
+        the margin out. There is no ignore_index. What does not fit raises TypeError or ValueError,
+        and so does a label outside [0, n) on the CPU; on a GPU it ends in CUDA's assertion.
         """
         self._check(input, label, optional=True)
-        return _differentiable(partial(_compute, self, label, None, 1), input, self.weight)
+        return _differentiable(self, label, None, 1, input, self.weight)
 
     def loss(
         self, input: Tensor, label: Tensor, *, reduction: str = "mean", block: int | None = None
@@ -97,17 +94,16 @@ class ArcMarginProduct(nn.Module):
         """``F.cross_entropy(self(input, label), label, reduction=reduction)`` in less memory.
 
         The samples are taken ``block`` at a time (None: as many as have 2²⁷ logits, at least 64),
-        and both gradients are made with a block's logits. So no logits are made twice, and the
-        memory is the weight, its gradient and one block's logits; what is frozen gets no gradient.
-        For "none", and in a second backward pass through a retained graph, the logits are made
-        again. A loss near 0 is as exact as its logits, not rounded to 0.
+        and both gradients are made with a block's logits: no logits are made twice, the memory is
+        the weight, its gradient unless frozen, one block's logits. For "none", and in a second
+        backward pass through a retained graph, they are. A loss near 0 is as exact as its logits.
         """
         self._check(input, label, optional=False)
         if reduction not in ("mean", "sum", "none"):
             raise ValueError(f"reduction is {reduction!r}; it must be 'mean', 'sum' or 'none'")
         block = max(64, 2**27 // self.out_features) if block is None else block
-        _require("block", block, lambda: block >= 1, "at least 1 sample")
-        return _differentiable(partial(_compute, self, label, reduction, block), input, self.weight)
+        _require("block", block, lambda block: block >= 1, "at least 1 sample")
+        return _differentiable(self, label, reduction, block, input, self.weight)
 
     def target_cosine(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """φ(θ) and −φ′(θ), for θ in radians, of any shape."""
@@ -129,13 +125,12 @@ class ArcMarginProduct(nn.Module):
         return ", ".join(f"{name}={getattr(self, name)}" for name in names)
 
     def _check_settings(self) -> None:
-        s, m, m1, m3, d, n = self.s, self.m, self.m1, self.m3, self.in_features, self.out_features
-        _require("in_features", d, lambda: d >= 1, "at least 1")
-        _require("out_features", n, lambda: n >= 2, "at least 2 classes")
-        _require("s", s, lambda: 0 < s < math.inf, "a finite scale above 0")
-        _require("m", m, lambda: 0 <= m <= math.pi / 2, "a margin in radians, between 0 and π/2")
-        _require("m1", m1, lambda: 0 < m1 < math.inf, "a finite factor above 0")
-        _require("m3", m3, lambda: 0 <= m3 < math.inf, "a finite cosine margin of 0 or more")
+        _require("in_features", self.in_features, lambda d: d >= 1, "at least 1")
+        _require("out_features", self.out_features, lambda n: n >= 2, "at least 2 classes")
+        _require("s", self.s, lambda s: 0 < s < math.inf, "a finite number above 0")
+        _require("m", self.m, lambda m: 0 <= m <= math.pi / 2, "a number of radians, 0 to π/2")
+        _require("m1", self.m1, lambda m1: 0 < m1 < math.inf, "a finite number above 0")
+        _require("m3", self.m3, lambda m3: 0 <= m3 < math.inf, "a finite number, at least 0")
 
     def _check(self, x: Tensor, label: Tensor | None, optional: bool) -> None:
         self._check_settings()  # they may have been set anew
@@ -158,7 +153,7 @@ class ArcMarginProduct(nn.Module):
 
 def unit(x: Tensor) -> Tensor:
     """The rows of x, N × d, over their lengths, of any size: float32 (float64 for float64)."""
-    return _unit(x, torch.promote_types(x.dtype, torch.float32))[0]
+    return _unit(x.to(torch.promote_types(x.dtype, torch.float32)))[0]
 
 
 def angle(u: Tensor, v: Tensor) -> Tensor:
@@ -167,9 +162,8 @@ def angle(u: Tensor, v: Tensor) -> Tensor:
     2·atan2(‖u − v‖, ‖u + v‖) is accurate near 0 and π too, its gradient finite, unlike that of
     arccos(u·v) (W. Kahan, "How Futile are Mindless Assessments of Roundoff", 2006, section 12).
     """
-    p, q = torch.linalg.vector_norm(u - v, dim=1), torch.linalg.vector_norm(u + v, dim=1)
-    both_zero = p + q == 0
-    return 2 * torch.atan2(p.masked_fill(both_zero, 1), q.masked_fill(both_zero, 1))
+    p, q = _length(u - v)[:, 0], _length(u + v)[:, 0]
+    return 2 * torch.atan2(p + (both_zero := p + q == 0), q + both_zero)
 
 
 def _sphere(head: ArcMarginProduct, label: Any, needs: Any, x: Tensor, W: Tensor) -> Any:
@@ -177,19 +171,19 @@ def _sphere(head: ArcMarginProduct, label: Any, needs: Any, x: Tensor, W: Tensor
     their logits, which it overwrites, to the gradients in x and W. The margin multiplies that in
     cos θ_y by c_y = −φ′(θ_y)/sin θ_y. At θ_y = 0 and π the own centre pulls nowhere."""
     dtype = torch.promote_types(torch.promote_types(x.dtype, W.dtype), torch.float32)
-    x_hat, *length = _unit(x, dtype)
+    x_hat, *length = _unit(x.to(dtype))
     size = max(1, 2**20 // W.shape[1]) if _eager() else len(W)  # rows that fit into a cache
-    whole = [_unit(W, dtype)] if len(W) <= size else []  # many are not kept, but made again
+    whole = [_unit(W.to(dtype))] if len(W) <= size else []  # many are not kept, but made again
     s, d_x, d_W = head.s, *(x.shape[1] * need for need in needs)  # no columns: no gradient
     if label is not None:
-        W_y = F.embedding(label, whole[0][0]) if whole else _unit(F.embedding(label, W), dtype)[0]
+        W_y = F.embedding(label, whole[0][0]) if whole else unit(F.embedding(label, W).to(dtype))
         theta = angle(x_hat, W_y)[:, None]
         (phi, slope), sin = head.target_cosine(theta), torch.sin(theta)
         c_y = torch.where(sin > torch.finfo(dtype).eps, slope / sin, 1)
         excess = s * (phi - torch.cos(theta))
 
     def centres() -> Any:
-        return whole or (_unit(rows, dtype) for rows in torch.split(W, size))
+        return whole or (_unit(rows.to(dtype)) for rows in torch.split(W, size))
 
     def logits(rows: Any = slice(None)) -> Tensor:
         e = s * x_hat[rows]
@@ -199,7 +193,7 @@ def _sphere(head: ArcMarginProduct, label: Any, needs: Any, x: Tensor, W: Tensor
         add = z.scatter_add_ if _eager() else z.scatter_add
         return z if label is None else add(1, label[rows, None], excess[rows])
 
-    def gradients(blocks: Any) -> tuple[Tensor, Tensor]:
+    def pull(blocks: Any) -> tuple[Tensor, Tensor]:
         grad_x, grad_W = torch.zeros_like(x_hat[:, :d_x]), torch.zeros_like(W[:, :d_W], dtype=dtype)
         chunks = torch.split(grad_W, size)
         for rows, G in blocks:
@@ -214,14 +208,14 @@ def _sphere(head: ArcMarginProduct, label: Any, needs: Any, x: Tensor, W: Tensor
             _through_unit(s, g, W_hat[:, :d_W], *lengths)
         return grad_x, grad_W
 
-    return x_hat, logits, gradients
+    return x_hat, logits, pull
 
 
 def _compute(head: Any, label: Any, reduction: Any, block: int, needs: Any, x: Any, W: Any) -> Any:
     """The loss, or with no reduction the logits; and the map from its gradient to those in x, W."""
-    x_hat, logits, gradients = _sphere(head, label, needs, x, W)
+    x_hat, logits, pull = _sphere(head, label, needs, x, W)
     if reduction is None:
-        return logits(), lambda grad: gradients([(slice(None), grad.clone())])
+        return logits(), lambda grad: pull([(slice(None), grad.clone())])
     if not _eager():
         return F.cross_entropy(logits(), label, reduction=reduction), None
     losses = x_hat.new_ones(len(x))
@@ -232,40 +226,46 @@ def _compute(head: Any, label: Any, reduction: Any, block: int, needs: Any, x: A
         for i in range(0, len(x), block):
             rows = slice(i, i + block)
             z, y = logits(rows), label[rows, None]
-            target = z.gather(1, y)
-            peak = z.scatter_(1, y, -math.inf).amax(dim=1, keepdim=True)
+            target, peak = z.gather(1, y), z.scatter_(1, y, -math.inf).amax(dim=1, keepdim=True)
             total = z.sub_(peak).exp_().sum(dim=1, keepdim=True)
             gap = peak + total.log() - target  # log Σ_{j≠y} e^{z_j} − z_y
             losses[rows] = F.softplus(gap, threshold=40)[:, 0]
             wrong = share[rows] * torch.sigmoid(gap)  # share·(1 − p_y)
             yield rows, z.mul_(wrong / total).scatter_(1, y, -wrong)
 
-    made = gradients(blocks(share)) if now else [share for _ in blocks(share)]
+    made = pull(blocks(share)) if now else [share for _ in blocks(share)]
     value = losses.clone() if reduction == "none" else getattr(losses, reduction)()
-    return value, lambda G: [g.mul_(G) for g in made] if now else gradients(blocks(G[:, None]))
+    return value, lambda G: [g.mul_(G - G + G) for g in made] if now else pull(blocks(G[:, None]))
 
 
-def _unit(v: Tensor, dtype: torch.dtype) -> list[Tensor]:
+def _unit(v: Tensor) -> list[Tensor]:
     """v̂ and two factors of the rows' lengths, which may overflow: v = peak·norm·v̂."""
-    v = v.to(dtype)
     peak = torch.maximum(v.amax(dim=1, keepdim=True), -v.amin(dim=1, keepdim=True)).detach()
     v = v / peak.masked_fill_(peak == 0, 1)  # which the direction does not depend on
-    norm = torch.linalg.vector_norm(v, dim=1, keepdim=True)
-    norm = norm.masked_fill(norm == 0, 1)
+    norm = (length := _length(v)).masked_fill(length == 0, 1)
     return [v / norm, peak, norm]
+
+
+def _length(v: Tensor) -> Any:
+    if _eager():
+        return torch.linalg.vector_norm(v, dim=1, keepdim=True)
+    square = v.square().sum(dim=1, keepdim=True)  # whose root gets derivatives of 0 at 0, not NaN
+    return square.masked_fill(square == 0, 1).sqrt().masked_fill(square == 0, 0)
 
 
 def _through_unit(s: float, g: Tensor, u: Tensor, peak: Tensor, norm: Tensor) -> None:
     """In place: s·g, a gradient in û, becomes that in peak·norm·û: tangential, over the length."""
-    radial = torch.linalg.vecdot(g, u)[:, None]
-    g.addcmul_(u, radial, value=-1).mul_(s / norm).div_(peak)
+    g.addcmul_(u, torch.linalg.vecdot(g, u)[:, None], value=-1).mul_(s / norm).div_(peak)
     g.nan_to_num_(math.nan)  # ±inf to the largest number, so that no gradient of 0 makes it NaN
 
 
-def _differentiable(compute: Any, x: Tensor, W: Tensor) -> Tensor:
-    """The first of compute(needs, x, W); the second is its gradient, if nothing traces it."""
+def _differentiable(head: Any, label: Any, reduction: Any, block: int, x: Any, W: Any) -> Tensor:
+    """The first of what _compute returns; the second is its gradient, if nothing traces it."""
     needs = [torch.is_grad_enabled() and v.requires_grad for v in (x, W)]
-    closed, compute = any(needs) and _eager(), partial(compute, needs)
+    if closed := any(needs) and _eager():  # a copy: settings may change before the backward pass
+        head, original = object.__new__(type(head)), head
+        head.__dict__ |= vars(original)
+    compute = partial(_compute, head, label, reduction, block, needs)
     with torch.autocast(x.device.type.replace("meta", "cpu"), enabled=False):
         value: Tensor = _ClosedForm.apply(compute, x, W) if closed else compute(x, W)[0]
     return value
@@ -274,15 +274,15 @@ def _differentiable(compute: Any, x: Tensor, W: Tensor) -> Tensor:
 class _ClosedForm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, compute: Any, x: Tensor, W: Tensor) -> Any:
-        ctx.save_for_backward(x, W)
+        ctx.save_for_backward(x, W, compute.args[1])  # and the label
         ctx.compute, (value, ctx.pull_back) = compute, compute(x, W)
         return value
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        x, W = ctx.saved_tensors
+        x, W, _ = ctx.saved_tensors
         with torch.autocast(x.device.type.replace("meta", "cpu"), enabled=False):
-            if torch.is_grad_enabled():  # create_graph
+            if torch.is_grad_enabled() or torch._C._functorch.is_legacy_batchedtensor(grad):
                 return None, *torch.func.vjp(lambda x, W: ctx.compute(x, W)[0], x, W)[1](grad)
             pull_back, ctx.pull_back = ctx.pull_back or ctx.compute(x, W)[1], None
             grads = [g.to(v.dtype) for g, v in zip(pull_back(grad), (x, W), strict=True)]
@@ -291,9 +291,10 @@ class _ClosedForm(torch.autograd.Function):
 
 def _eager() -> bool:
     """Whether values can be looked at: nothing compiles, exports or transforms."""
-    return not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
+    traced = torch.compiler.is_compiling() or torch._C._is_tracing()
+    return not (traced or torch._C._are_functorch_transforms_active())
 
 
-def _require(name: str, value: Any, holds: Callable[[], bool], allowed: str) -> None:
-    if not (isinstance(value, Real) and holds()):
+def _require(name: str, value: Any, holds: Any, allowed: str) -> None:
+    if not (isinstance(value, Real) and holds(value)):
         raise ValueError(f"{name} is {value!r}; it must be {allowed}")

@@ -1,6 +1,7 @@
 """arcface_loss.py with compilers, transforms, autocast and processes; on CUDA too where it is."""
 
 import copy
+import math
 import os
 import pickle
 import socket
@@ -269,12 +270,93 @@ def test_anomaly_mode_and_undefined_gradients(path):
     assert torch.autograd.gradcheck(lambda x, v: angle(unit(x), unit(v)), (x, v))
 
 
-def test_traced_for_inference():
-    head, x = ArcMarginProduct(6, 5), batch()[0]
-    other = batch(12, seed=3)[0]
+@pytest.mark.parametrize("path", PATHS)
+def test_labels_changed_before_the_backward_pass_are_noticed(path):
+    """A label buffer that is used again."""
+    net, (x, y) = Net(path), batch()
+    loss = net(x, y)
+    y.copy_((y + 1) % 5)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("change", [{"m": 0.6}, {"s": 30.0}, {"m1": 1.35}, {"easy_margin": True}])
+@pytest.mark.parametrize("path", PATHS)
+def test_gradients_are_of_the_settings_that_the_loss_was_made_with(path, change):
+    net, (x, y) = Net(path, dtype=torch.float64), batch(dtype=torch.float64)
+    expected = gradients(net, net(x, y))
+    again, twice = net(x, y), net(x, y)
+    twice.backward(retain_graph=True)
+    net.zero_grad()
+    for key, value in change.items():
+        setattr(net.head, key, value)
+    parameters = list(net.parameters())
+    assert close(torch.autograd.grad(again, parameters, create_graph=True), expected)
+    assert close(torch.autograd.grad(twice, parameters), expected)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("m", [0.0, 0.3])
+def test_second_derivatives_of_zero_rows_and_of_rows_on_their_centre_are_finite(path, m):
+    """As after weights were set to embeddings. Without a margin they are those of F.normalize."""
+    torch.manual_seed(0)
+    head = ArcMarginProduct(4, 3, s=8.0, m=m, dtype=torch.float64)
+    x, y = torch.randn(6, 4, dtype=torch.float64), torch.tensor([0, 1, 2, 0, 1, 2])
     with torch.no_grad():
-        traced = torch.jit.trace(head, (x,))
-        assert torch.allclose(traced(other), head(other), atol=1e-5)
+        head.weight[:2] = torch.stack([x[0], -x[1]])
+        x[5] = 0
+    x.requires_grad_()
+
+    def penalty(compute):
+        value = compute()
+        (g,) = torch.autograd.grad(value, x, create_graph=True)
+        return torch.autograd.grad(value + g[:5].square().sum(), (x, head.weight))
+
+    def ours():
+        if path == "forward":
+            return F.cross_entropy(head(x, y), y)
+        return head.loss(x, y, reduction="none").mean() if path == "none" else head.loss(x, y)
+
+    found = penalty(ours)
+    assert all(g.isfinite().all() for g in found)
+    if m == 0:
+        expected = penalty(
+            lambda: F.cross_entropy(8 * F.normalize(x) @ F.normalize(head.weight).T, y)
+        )
+        assert close([found[0][:5], found[1]], [expected[0][:5], expected[1]])
+
+
+@pytest.mark.parametrize("path", ["forward", "none"])
+def test_batched_gradients(path):
+    head = ArcMarginProduct(6, 5, s=8.0, m=0.3, dtype=torch.float64)
+    x, y = batch(dtype=torch.float64)
+
+    def compute(x):
+        return head(x, y) if path == "forward" else head.loss(x, y, reduction="none")
+
+    jacobian = torch.autograd.functional.jacobian
+    assert torch.allclose(jacobian(compute, x, vectorize=True), jacobian(compute, x))
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_an_infinite_gradient_is_not_hidden(path):
+    net, (x, y) = Net(path), batch()
+    found = gradients(net, net(x, y) * math.inf)
+    assert not any(g.isfinite().all() for g in found)
+
+
+@pytest.mark.parametrize("shape", [(6, 5), (512, 4096)])
+def test_traced(shape):
+    """Also a weight of which unit rows are made a piece at a time, and other numbers of samples."""
+    head, y = ArcMarginProduct(*shape), torch.arange(12) % 5
+    x = torch.randn(12, shape[0], generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        traced = torch.jit.trace(head, (x[:7],))
+        with_labels = torch.jit.trace(head, (x[:7], y[:7]))
+        for N in (3, 7, 12):
+            assert torch.allclose(traced(x[:N]), head(x[:N]), atol=1e-4)
+            expected = head(x[:N], y[:N])
+            assert torch.allclose(with_labels(x[:N], y[:N]), expected, atol=1e-4)
 
 
 # --- processes -----------------------------------------------------------------------------------
