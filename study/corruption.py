@@ -153,7 +153,7 @@ def train_unwhitened(*args: Any) -> Trained:
 
 
 def compute(folder: Path, data_folder: Path) -> None:
-    """Train what has no record yet: both losses, seed by seed, and the control on CIFAR-10."""
+    """Train what has no record yet: the control on CIFAR-10, and both losses, seed by seed."""
     for dataset, setup in margin.SETUPS.items():
         measured = partial(measure, views=setup.recipe.views)
         source = data.load(setup.recipe.dataset, data_folder)
@@ -161,14 +161,14 @@ def compute(folder: Path, data_folder: Path) -> None:
         study = Study(folder, {dataset: setup}, {dataset: source}, total)
         tasks = margin.tasks(study, dataset)
         softmax, arcface = tasks["softmax"], tasks[margin.ARCFACE]
-        for seed in range(SEEDS[dataset]):
-            for task in (softmax, arcface):
-                study.run(replace(task, part="corruption", seed=seed), source, measured)
-        study.bar.close()
         if dataset == "cifar10":
             setups = {dataset: replace(setup, train=train_unwhitened)}
             control = Study(folder, setups, {dataset: source})
             control.run(replace(arcface, part="unwhitened"), source, measured)
+        for seed in range(SEEDS[dataset]):
+            for task in (softmax, arcface):
+                study.run(replace(task, part="corruption", seed=seed), source, measured)
+        study.bar.close()
 
 
 # --- what they say --------------------------------------------------------------------------------
