@@ -14,7 +14,8 @@ from experiment.errors import Problem
 from experiment.recipe import LOSSES
 from experiment.records import ROOT
 from report import claims
-from study import grid, margin, seeds, seen, sphere, tables
+from study import corruption, grid, margin, seeds, seen, sphere, tables
+from study.selection import differences
 
 FLOAT32 = ROOT / "figures/benchmarks/float32.json"
 
@@ -25,7 +26,8 @@ def numbers() -> dict[str, Any]:
     Returns:
         mnist, cifar10: of the default recipe's runs. recipes: a table of all hyperparameters, but
         for those that are the same in all recipes, which in_all lists.
-        grid, unseen, seen, sphere: of these parts of the study.
+        grid, unseen, seen, sphere, damage: of these parts of the study.
+        again: differences of CIFAR-10's losses without a margin to ArcFace, trained again.
         random: W-Inter of ten random centres. torch_gpu: the version behind the GPU's runs.
         tables: those of the README files, as lists of rows.
 
@@ -39,7 +41,12 @@ def numbers() -> dict[str, Any]:
         claims.check((ROOT / "report/report.typ").read_text(encoding="utf-8"))
         found["recipes"], found["in_all"] = recipe_rows()
         found |= {"grid": grid_numbers(), "unseen": unseen_numbers(), "seen": seen_numbers()}
-        found["sphere"] = sphere_numbers()
+        cifar = margin.runs("cifar10")
+        found["again"] = [
+            tables.mean_ci(differences(cifar, name, margin.AGAIN, "accuracy"), 2)
+            for name in tuple(margin.OTHERS)[:2]
+        ]
+        found["sphere"], found["damage"] = sphere_numbers(), damage_numbers()
         found |= {"random": {f"d{d}": f"{claims.random_centres(d):.1f}°" for d in (128, 256)}}
         on_gpu = records.load_json(ROOT / "figures/cifar10/gpu.json")
         found |= {"torch_gpu": on_gpu[0]["versions"]["torch"].partition("+")[0]}
@@ -71,7 +78,6 @@ def run_numbers(name: str) -> dict[str, Any]:
         "run_tta": None if tta is None else f"{100 * tta:.2f}",
         "wrong": int(wrong.sum()),
         "cat_dog": int((wrong & cats_and_dogs(arrays)).sum()),
-        **pairs(arrays["centres"].astype(float)),
         "on_errors": corrected["mistakes_on_label_errors"],
         "corrected": f"{100 * corrected['test_accuracy_corrected']:.2f}",
         "torch": first["versions"]["torch"].partition("+")[0],
@@ -90,13 +96,6 @@ def cats_and_dogs(arrays: dict[str, np.ndarray]) -> np.ndarray:
     """Which test images are of one of these two classes, and taken for one of them."""
     pair = [k for k, name in enumerate(arrays["classes"]) if name in ("cat", "dog")]
     return np.isin(arrays["labels"], pair) & np.isin(arrays["predicted"], pair)
-
-
-def pairs(centres: np.ndarray) -> dict[str, str]:
-    """The mean and the least angle between two class centres, n × d, in degrees."""
-    i, j = np.triu_indices(len(centres), 1)
-    theta = np.degrees(np.arccos((centres[i] * centres[j]).sum(axis=1)))
-    return {"mean_pair": f"{theta.mean():.1f}°", "least_pair": f"{theta.min():.1f}°"}
 
 
 def recipe_rows() -> tuple[list[list[str]], str]:
@@ -129,11 +128,10 @@ def shown(value: Any) -> str:
 
 def grid_numbers() -> dict[str, Any]:
     """Of MNIST's short runs over scale and margin: Inter by scale without a margin, and with the
-    largest; the paper's setting; W-EC at s = 64 without a margin; the ends of the accuracies."""
+    largest; the paper's setting; the ends of the accuracies."""
     between, within = (
         claims.scale_and_margin(claims.angle_of(key)) for key in ("inter_test", "intra_test")
     )
-    w_ec = claims.scale_and_margin(lambda run: run["angles"]["w_ec"])
     accuracy = claims.scale_and_margin(lambda run: 100 * run["accuracy"])
     every = [value for values in accuracy.values() for value in values]
     paper = grid.MARGINS.index(0.5)
@@ -141,7 +139,6 @@ def grid_numbers() -> dict[str, Any]:
         "inter": {str(s): f"{values[0]:.1f}°" for s, values in between.items()},
         "inter_largest": {str(s): f"{values[-1]:.1f}°" for s, values in between.items()},
         "paper": [f"{of[64][paper]:.{d}f}" for of, d in ((accuracy, 2), (within, 1), (between, 1))],
-        "w_ec": f"{w_ec[64][0]:.0f}°",
         "ends": [f"{min(every):.2f}", f"{max(every):.2f}"],
     }
 
@@ -174,10 +171,10 @@ def seen_numbers() -> dict[str, list[str]]:
     """Equal error rates on unseen two-digit numbers, in %: the mean over the seeds for each loss,
     by the number of numbers seen; the same of digits, as digits_….
 
-    lower: by how many points either margin's is lower than none's after 80 numbers. places: how
-    many digits the smallest number of them has on the left and on the right. rho_…: the correlation
-    of an angle, or of Inter/Intra, with the error rate, from the smallest number to the largest."""
-    kind, found = seen.KINDS["numbers"], {}
+    lower: by how many points either margin's is lower than none's after 80 numbers. rho_…: the
+    correlation of an angle, or of Inter/Intra, with the error rate, from the smallest number to the
+    largest."""
+    found = {}
     for name, start in (("numbers", ""), ("digits", "digits_")):
         eer = claims.by_seen("eer", name)
         for n in seen.KINDS[name].seen:
@@ -189,8 +186,34 @@ def seen_numbers() -> dict[str, list[str]]:
         tables.mean_ci([a - b for a, b in zip(without[80], of[80], strict=True)], 2)
         for of in margins
     ]
-    fewest = kind.order[kind.unseen :][: kind.seen[0]]
-    found["places"] = [str(len(set(digits))) for digits in zip(*fewest, strict=True)]
+    return found
+
+
+def damage_numbers() -> dict[str, Any]:
+    """Of damaged images: on MNIST what half the contrast and 30% more brightness do to ArcFace's
+    embeddings, and by how many points the angle leads under it, or the distance with softmax under
+    noise; on CIFAR-10 by how many degrees weak noise turns ArcFace's embeddings, and the accuracy
+    by the angle in %; the same without whitening, and the accuracy without damage there."""
+    of = {"turned": (1, "°"), "length": (2, " times")}
+    found: dict[str, Any] = {"seeds": list(corruption.SEEDS.values())}
+    for key, (digits, unit) in of.items():
+        values = (
+            np.mean(claims.damage("mnist", "arcface", *what, key))
+            for what in (("contrast", 50), ("brightness", 30))
+        )
+        found[key] = [f"{value:.{digits}f}{unit}" for value in values]
+    lead = claims.lead("mnist", "arcface", "contrast", 50)
+    behind = [-value for value in claims.lead("mnist", "softmax", "noise", 32)]
+    weak = [claims.damage("cifar10", "arcface", "noise", 4, key) for key in ("turned", "cosine")]
+    control = claims.control("noise", 4)
+    accuracy = 100 * claims.control("noise", 0)["cosine"]
+    found["noise"] = [f"{np.mean(weak[0]):.0f}", f"{100 * np.mean(weak[1]):.0f}"]
+    found["control"] = [
+        f"{control['turned']:.0f}",
+        f"{100 * control['cosine']:.0f}",
+        f"{accuracy:.1f}",
+    ]
+    found |= {"lead_contrast": tables.mean_ci(lead, 0), "lead_noise": tables.mean_ci(behind, 0)}
     return found
 
 

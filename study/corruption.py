@@ -166,7 +166,7 @@ def compute(folder: Path, data_folder: Path) -> None:
             control = Study(folder, setups, {dataset: source})
             control.run(replace(arcface, part="unwhitened"), source, measured)
         for seed in range(SEEDS[dataset]):
-            for task in (softmax, arcface):
+            for task in (arcface, softmax):
                 study.run(replace(task, part="corruption", seed=seed), source, measured)
         study.bar.close()
 
@@ -189,7 +189,7 @@ def draw(folder: Path, dataset: str) -> plt.Figure:
     drawn = [(runs, *LOSS_STYLE[loss]) for loss, runs in found.items()]
     control = finished(load(folder, "unwhitened", dataset).get("arcface", []))
     drawn += [(control, "ArcFace without whitening", RED, "x")] if control else []
-    figure, axes = plt.subplots(3, len(AMOUNTS), sharex="col", sharey="row", figsize=(6.3, 4.0))
+    figure, axes = plt.subplots(3, len(AMOUNTS), sharex="col", sharey="row", figsize=(6.3, 3.1))
     for column, (kind, amounts) in zip(axes.T, AMOUNTS.items(), strict=True):
         for runs, label, colour, marker in drawn:
             style = {"color": colour, "marker": marker, "markersize": 3.5}
@@ -204,7 +204,8 @@ def draw(folder: Path, dataset: str) -> plt.Figure:
     axes[1, 0].set(ylabel="turned by, °", ylim=(0, None))
     axes[2, 0].set(ylabel="length, ×", ylim=(0, None))
     labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(*labels, loc="outside lower center", ncols=len(drawn))
+    columns = 4 if len(drawn) == 2 else 3
+    figure.legend(*labels, loc="outside lower center", ncols=columns)
     title = f"{DATASETS[dataset]}: damaged test images, given to the nearest class mean"
     figure.suptitle(f"{title} (bands: 95% over seeds)")
     return figure

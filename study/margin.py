@@ -105,8 +105,7 @@ def runs(dataset: str, root: Path = ROOT) -> RunsByLoss:
     own = [record | {new: record[old] for old, new in names.items()} for record in own]
     found = {ARCFACE: [record for record in own if is_made_by(recipe, record)]}
     folder = root / "figures" / "study"
-    parts = ("margin-again", "corruption")
-    found[AGAIN] = max((load(folder, part, dataset).get("arcface", []) for part in parts), key=len)
+    found[AGAIN] = load(folder, "corruption", dataset).get("arcface", [])
     made = load(folder, "margin", dataset)
     found |= {name: made.get(loss, []) for name, loss in OTHERS.items()}
     found = {name: finished(of) for name, of in found.items()}

@@ -17,8 +17,17 @@ PARTS = {
     "plane": 2,
     "seen-numbers": 48,
     "seen-digits": 48,
+    "margin": 30,
+    "corruption": 10,
 }
-CIFAR10_PARTS = {"tuning": 36, "losses": 18, "unseen": 24}
+CIFAR10_PARTS = {
+    "tuning": 36,
+    "losses": 18,
+    "unseen": 24,
+    "margin": 10,
+    "corruption": 6,
+    "unwhitened": 1,
+}
 
 
 def write(folder, part, lines):

@@ -14,7 +14,7 @@ from experiment import evaluation, records, synthetic
 from experiment.data import Data
 from experiment.recipe import LOSSES
 from experiment.training import Diverged, Trained
-from study import collapse, grid, losses, seen, sphere
+from study import collapse, corruption, grid, losses, seen, sphere
 from study.runs import Setup, Study
 
 FOLDER = records.ROOT / "figures" / "study"
@@ -212,7 +212,7 @@ def test_all_pictures_are_drawn_from_the_records(tmp_path):
     shutil.copytree(FOLDER, figures / "study", ignore=shutil.ignore_patterns("*.png"))
     assert losses.main(["--figures-only"], tmp_path) == 0
     assert collapse.main(["--figures-only"], tmp_path) == 0
-    for part in (grid, seen, sphere):
+    for part in (corruption, grid, seen, sphere):
         assert part.main(["--figures-only"], tmp_path) == 0
     for folder in ("study", "paper"):
         drawn, kept = (
