@@ -220,9 +220,13 @@ def by_seen(key: str, kind: str) -> dict[tuple[str, float | None], dict[int, lis
     return found
 
 
-def correlations_by_seen(kind: str) -> dict[str, list[tuple[float, float]]]:
+def correlations_by_seen(kind: str, heads: bool = False) -> dict[str, list[tuple[float, float]]]:
     """Spearman's ρ, and its p, of the equal error rate with angles of the seen classes, for each
-    number of them, from the smallest to the largest."""
+    number of them, from the smallest to the largest.
+
+    Args:
+        kind: of seen.KINDS. heads: without plain softmax.
+    """
     keys: dict[str, Callable[[StudyRecord], float]] = {
         "Intra": angle_of("intra_test"),
         "Inter": angle_of("inter_test"),
@@ -230,7 +234,7 @@ def correlations_by_seen(kind: str) -> dict[str, list[tuple[float, float]]]:
         "W-EC": angle_of("w_ec"),
     }
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in keys}
-    every = seen.load(STUDY, kind)
+    every = [run for run in seen.load(STUDY, kind) if not heads or run["loss"] != "softmax"]
     for n in seen.KINDS[kind].seen:
         runs = [run for run in every if run["seen"] == n]
         errors = [run["verification"]["eer"] for run in runs]
@@ -272,8 +276,9 @@ def of_more_seen_classes() -> dict[str, bool]:
             [to_none(larger, n) for n in (10, 20, 40, 80)] == [0, 0, 0, -1]
             and [to_none(smaller, n) for n in (10, 20, 40, 80)] == [0, 0, 1, -1]
         ),
-        "after 40 numbers m = 0.3 accepts fewer pairs than no margin, with every seed": (
-            below(accepted[larger], accepted[without], 40)
+        "m = 0.3 accepts more pairs than no margin after 20 numbers, fewer after 40": (
+            below(accepted[without], accepted[larger], 20)
+            and below(accepted[larger], accepted[without], 40)
         ),
         "from 4 digits on softmax has the lowest error rate, with every seed": all(
             below(digits[plain], digits[head], n) for head in heads for n in (4, 6, 8)
@@ -290,7 +295,10 @@ def of_more_seen_classes() -> dict[str, bool]:
             and goes("numbers", "W-EC") == [0, 0, 0, 1]
             and goes("numbers", "ratio") == [0, 0, 0, 0]
         ),
-        "on digits the errors rise with Inter": goes("digits", "Inter") == [1, 1, 1, 0],
+        "on digits the errors rise with Inter, without softmax not after 6 and 8": (
+            min(rho for rho, _ in correlations_by_seen("digits")["Inter"]) > 0.5
+            and max(rho for rho, _ in correlations_by_seen("digits", heads=True)["Inter"][2:]) < 0.3
+        ),
     }
 
 
@@ -377,16 +385,17 @@ def of_damage() -> dict[str, bool]:
             and max(damage("cifar10", "arcface", "noise", 4, "cosine")) < 0.5
             and control("noise", 4)["cosine"] > 0.8
         ),
-        "on CIFAR-10 the angle is ahead under brightness and contrast": all(
+        "on CIFAR-10 the angle is ahead under all four": all(
             min(lead("cifar10", loss, kind, amount)) > 0
             for loss in corruption.LOSSES
-            for kind in ("brightness", "contrast")
-            for amount in amounts[kind]
+            for kind, of_kind in amounts.items()
+            for amount in of_kind[1:]
         ),
-        "with softmax on MNIST the distance is ahead under noise, a square and brightness": all(
-            sign(lead("mnist", "softmax", kind, amount)) == -1
-            for kind, amount in (("noise", 32), ("occlusion", 30), ("brightness", 45))
-        ),
+        "with softmax on MNIST either is ahead under some damage": [
+            sign(lead("mnist", "softmax", *what))
+            for what in (("noise", 32), ("brightness", 45), ("occlusion", 60), ("contrast", 50))
+        ]
+        == [-1, -1, 1, 1],
         "half the contrast shortens more than brightness that turns as far": (
             max(half["length"]) < min(brighter["length"])
             and bool(abs(np.mean(half["turned"]) - np.mean(brighter["turned"])) < 5)

@@ -15,7 +15,7 @@ from experiment.recipe import LOSSES
 from experiment.records import ROOT
 from report import claims
 from study import corruption, grid, margin, seeds, seen, sphere, tables
-from study.selection import differences
+from study.selection import collapsed, differences
 
 FLOAT32 = ROOT / "figures/benchmarks/float32.json"
 
@@ -161,7 +161,7 @@ def unseen_numbers() -> dict[str, Any]:
     vehicles = [
         100 * run["verification"]["eer"]
         for run in records.load_lines(ROOT / "figures/study/unseen-cifar10.jsonl")
-        if run["split"] == 0 and "verification" in run
+        if run["split"] == 0 and not collapsed(run)
     ]
     found["vehicles"] = f"{min(vehicles):.0f} to {max(vehicles):.0f}"
     return found | {"turned": f"{claims.turned_away()['angles']['w_ec']:.0f}°"}
@@ -173,20 +173,26 @@ def seen_numbers() -> dict[str, list[str]]:
 
     lower: by how many points either margin's is lower than none's after 80 numbers. rho_…: the
     correlation of an angle, or of Inter/Intra, with the error rate, from the smallest number to the
-    largest."""
+    largest; rho_heads: of Inter, without plain softmax."""
     found = {}
     for name, start in (("numbers", ""), ("digits", "digits_")):
         eer = claims.by_seen("eer", name)
         for n in seen.KINDS[name].seen:
             found[f"{start}{n}"] = [f"{np.mean(of[n]):.1f}" for of in eer.values()]
         for key, rho in claims.correlations_by_seen(name).items():
-            found[f"{start}rho_{key}"] = [f"{value:.2f}".replace("-", "−") for value, _ in rho]
+            found[f"{start}rho_{key}"] = rounded(rho)
+    found["digits_rho_heads"] = rounded(claims.correlations_by_seen("digits", heads=True)["Inter"])
     _, without, *margins = claims.by_seen("eer", "numbers").values()
     found["lower"] = [
         tables.mean_ci([a - b for a, b in zip(without[80], of[80], strict=True)], 2)
         for of in margins
     ]
     return found
+
+
+def rounded(correlations: list[tuple[float, float]]) -> list[str]:
+    """Each ρ as the report prints it."""
+    return [f"{rho:.2f}".replace("-", "−") for rho, _ in correlations]
 
 
 def damage_numbers() -> dict[str, Any]:
@@ -202,8 +208,18 @@ def damage_numbers() -> dict[str, Any]:
             for what in (("contrast", 50), ("brightness", 30))
         )
         found[key] = [f"{value:.{digits}f}{unit}" for value in values]
-    lead = claims.lead("mnist", "arcface", "contrast", 50)
-    behind = [-value for value in claims.lead("mnist", "softmax", "noise", 32)]
+    ahead = {  # by the angle; the sign is that of the one that is ahead
+        "contrast": (claims.lead("mnist", "arcface", "contrast", 50), 1),
+        "noise": (claims.lead("mnist", "softmax", "noise", 32), -1),
+        "brightness": (claims.lead("mnist", "softmax", "brightness", 45), -1),
+        "square": (claims.lead("mnist", "softmax", "occlusion", 60), 1),
+        "half": (claims.lead("mnist", "softmax", "contrast", 50), 1),
+    }
+    found["lead"] = {
+        name: tables.mean_ci([side * value for value in values], 0)
+        for name, (values, side) in ahead.items()
+    }
+    found["lead"]["none"] = f"{np.mean(claims.lead('mnist', 'arcface', 'noise', 0)):.1f}"
     weak = [claims.damage("cifar10", "arcface", "noise", 4, key) for key in ("turned", "cosine")]
     control = claims.control("noise", 4)
     accuracy = 100 * claims.control("noise", 0)["cosine"]
@@ -213,7 +229,6 @@ def damage_numbers() -> dict[str, Any]:
         f"{100 * control['cosine']:.0f}",
         f"{accuracy:.1f}",
     ]
-    found |= {"lead_contrast": tables.mean_ci(lead, 0), "lead_noise": tables.mean_ci(behind, 0)}
     return found
 
 
