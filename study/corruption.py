@@ -189,7 +189,8 @@ def draw(folder: Path, dataset: str) -> plt.Figure:
     drawn = [(runs, *LOSS_STYLE[loss]) for loss, runs in found.items()]
     control = finished(load(folder, "unwhitened", dataset).get("arcface", []))
     drawn += [(control, "ArcFace without whitening", RED, "x")] if control else []
-    figure, axes = plt.subplots(3, len(AMOUNTS), sharex="col", sharey="row", figsize=(6.3, 3.1))
+    size = (6.3, 2.5 + 0.3 * len(drawn))  # the legend has a line more with the control
+    figure, axes = plt.subplots(3, len(AMOUNTS), sharex="col", sharey="row", figsize=size)
     for column, (kind, amounts) in zip(axes.T, AMOUNTS.items(), strict=True):
         for runs, label, colour, marker in drawn:
             style = {"color": colour, "marker": marker, "markersize": 3.5}
@@ -201,13 +202,14 @@ def draw(folder: Path, dataset: str) -> plt.Figure:
         column[0].set(title=kind, xticks=amounts)
         column[2].set(xlabel=UNITS[kind])
     axes[0, 0].set(ylabel="accuracy, %", ylim=(0, 102))
-    axes[1, 0].set(ylabel="turned by, °", ylim=(0, None))
+    axes[1, 0].set(ylabel="turn, °", ylim=(0, None))
     axes[2, 0].set(ylabel="length, ×", ylim=(0, None))
     labels = axes[0, 0].get_legend_handles_labels()
     columns = 4 if len(drawn) == 2 else 3
     figure.legend(*labels, loc="outside lower center", ncols=columns)
     title = f"{DATASETS[dataset]}: damaged test images, given to the nearest class mean"
-    figure.suptitle(f"{title} (bands: 95% over seeds)")
+    seeds = len(found["arcface"])
+    figure.suptitle(f"{title} ({seeds} seeds{'; bands: 95%' * (seeds > 2)})")
     return figure
 
 
@@ -217,11 +219,12 @@ def figures(runs: list[StudyRecord], kind: str, key: str) -> np.ndarray:
 
 
 def draw_band(axis: plt.Axes, x: Sequence[float], curves: np.ndarray, **style: Any) -> None:
-    """The mean of the curves, runs × points, and its 95% interval."""
+    """The mean of the curves, runs × points, and of three or more runs its 95% interval."""
     mean, half = zip(*(interval(list(values)) for values in curves.T), strict=True)
     axis.plot(x, mean, **style)
-    band = np.subtract(mean, half), np.add(mean, half)
-    axis.fill_between(x, *band, color=style["color"], alpha=0.12, linewidth=0)
+    if len(curves) > 2:
+        band = np.subtract(mean, half), np.add(mean, half)
+        axis.fill_between(x, *band, color=style["color"], alpha=0.12, linewidth=0)
 
 
 def table(folder: Path, dataset: str) -> str:
