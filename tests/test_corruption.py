@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -145,3 +146,4 @@ def test_accuracies_are_paired_by_seed(tmp_path):
     assert [axis.get_title() for axis in figure.axes[:4]] == list(AMOUNTS)
     lines = figure.axes[0].lines
     assert len(lines) == 4 and np.allclose(lines[1].get_ydata(), 70)
+    plt.close(figure)
