@@ -25,7 +25,7 @@ CIFAR10_PARTS = {
     "losses": 18,
     "unseen": 24,
     "margin": 10,
-    "corruption": 6,
+    "corruption": 5,
     "unwhitened": 1,
 }
 
