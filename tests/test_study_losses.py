@@ -206,9 +206,10 @@ def test_bad_input_ends_with_one_line(tmp_path, capsys):
 @pytest.mark.slow
 def test_all_pictures_are_drawn_from_the_records(tmp_path):
     figures = tmp_path / "figures"
-    (figures / "mnist").mkdir(parents=True)
-    for name in ("run.json", "arrays.npz"):
-        shutil.copy(records.ROOT / "figures/mnist" / name, figures / "mnist")
+    needed = ("mnist/run.json", "mnist/arrays.npz", "mnist/seeds.json", "cifar10/seeds.json")
+    for name in needed:
+        (figures / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(records.ROOT / "figures" / name, figures / name)
     shutil.copytree(FOLDER, figures / "study", ignore=shutil.ignore_patterns("*.png"))
     assert losses.main(["--figures-only"], tmp_path) == 0
     assert collapse.main(["--figures-only"], tmp_path) == 0
