@@ -46,7 +46,7 @@ class ArcMarginProduct(nn.Module):
         in_features, out_features: d, the length of an embedding, and n, the number of classes.
         s: the scale of the logits, > 0: the radius of the hypersphere.
         m: the additive angular margin in radians (the paper's m2), in [0, π/2].
-        easy_margin: the margin only where θ_y < 90°, where the logit jumps up by about s·sin m.
+        easy_margin: the margin only for θ_y < 90°; at 90° the logit then jumps up by ≈ s·sin m.
         m1, m3: the multiplicative angular margin, > 0, and the additive cosine margin, ≥ 0.
         device, dtype: of ``weight``, the state dict's only entry: n × d, a row for each centre.
 
@@ -58,7 +58,7 @@ class ArcMarginProduct(nn.Module):
     call ``loss`` inside its forward; FSDP2 needs ``register_fsdp_forward_method(head, "loss")``.
     Under torch.compile, export, torch.func and ``create_graph=True`` the plain formula is
     differentiated (all but torch.compile: to any order). ``loss`` is then F.cross_entropy of all
-    logits, gradients may overflow, autocast reaches their products, and labels are not checked.
+    logits, gradients may overflow, autocast reaches its products; traced labels are not checked.
     """
 
     def __init__(
@@ -94,9 +94,9 @@ class ArcMarginProduct(nn.Module):
         """``F.cross_entropy(self(input, label), label, reduction=reduction)`` in less memory.
 
         The samples are taken ``block`` at a time (None: as many as have 2²⁷ logits, at least 64),
-        and both gradients are made with a block's logits: no logits are made twice, the memory is
-        the weight, its gradient unless frozen, one block's logits. For "none", and in a second
-        backward pass through a retained graph, they are. A loss near 0 is as exact as its logits.
+        and both gradients are made with a block's logits, once; the memory is the weight, its
+        gradient unless frozen, and one block's logits. For "none", and in a second backward pass
+        through a retained graph, the logits are made again. A loss near 0 is as exact as they are.
         """
         self._check(input, label, optional=False)
         if reduction not in ("mean", "sum", "none"):

@@ -118,7 +118,8 @@ def measure(
 ) -> dict[str, Any]:
     """The training's outcome, and :func:`nearest_mean` and :func:`change` of the damaged test
     images, for each kind by the amount."""
-    train, (clean, labels) = evaluation.embed_both(trained.network, source, precision)
+    embedded = evaluation.embed_both(trained.network, source, precision)
+    train, (clean, labels) = embedded
     classes = range(len(source.classes))
     means = torch.stack([train[0][train[1] == k].mean(dim=0) for k in classes])
 
@@ -129,7 +130,8 @@ def measure(
         return {"amount": amount} | result
 
     corrupted = {kind: [found(kind, x) for x in amounts] for kind, amounts in AMOUNTS.items()}
-    return outcome(trained, source, precision, views=views) | {"corrupted": corrupted}
+    result = outcome(trained, source, precision, views=views, embedded=embedded)
+    return result | {"corrupted": corrupted}
 
 
 # --- the runs -------------------------------------------------------------------------------------

@@ -105,16 +105,24 @@ def arcface_settings(recipe: Recipe, **values: Any) -> Settings:
 
 @torch.no_grad()
 def outcome(
-    trained: Trained, source: Data, precision: str, *, views: list[list[float]]
+    trained: Trained,
+    source: Data,
+    precision: str,
+    *,
+    views: list[list[float]],
+    embedded: tuple[evaluation.Labelled, evaluation.Labelled] | None = None,
 ) -> dict[str, Any]:
     """What a training on ``source`` came to on its test images.
+
+    Args:
+        embedded: what evaluation.embed_both gives, where it was made already.
 
     Returns:
         accuracy, accuracy_tta: the latter is None without views. loss_with_margin, plain_loss.
         angles: those of the paper's Table 3, in degrees.
     """
     network, head = trained.network, trained.head
-    train, test = evaluation.embed_both(network, source, precision)
+    train, test = embedded or evaluation.embed_both(network, source, precision)
     loss, accuracy = evaluation.loss_and_accuracy(head, *test)
     plain = head(test[0])
     found: dict[str, Any] = {"accuracy": accuracy, "accuracy_tta": None, "loss_with_margin": loss}
