@@ -10,12 +10,12 @@ This file needs torch and nothing else: copy it into your project.
 
 import math
 from functools import partial
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import _C, Tensor, nn
 
 
 class ArcMarginProduct(nn.Module):
@@ -56,8 +56,8 @@ class ArcMarginProduct(nn.Module):
 
     In a larger system: DistributedDataParallel and hooks see only calls of the wrapped module, so
     call ``loss`` inside its forward; FSDP2 needs ``register_fsdp_forward_method(head, "loss")``.
-    Under torch.compile, export, torch.func and ``create_graph=True`` the plain formula is
-    differentiated (all but torch.compile: to any order). ``loss`` is then F.cross_entropy of all
+    Under torch.compile, export, torch.func, forward AD and ``create_graph=True`` the plain formula
+    is differentiated (but for torch.compile to any order). ``loss`` is then F.cross_entropy of all
     logits, gradients may overflow, autocast reaches its products; traced labels are not checked.
     """
 
@@ -93,28 +93,26 @@ class ArcMarginProduct(nn.Module):
     ) -> Tensor:
         """``F.cross_entropy(self(input, label), label, reduction=reduction)`` in less memory.
 
-        The samples are taken ``block`` at a time (None: as many as have 2²⁷ logits, at least 64),
-        and both gradients are made with a block's logits, once; the memory is the weight, its
-        gradient unless frozen, and one block's logits. For "none", and in a second backward pass
-        through a retained graph, the logits are made again. A loss near 0 is as exact as they are.
+        ``block`` samples at a time (None: as many as have 2²⁷ logits, at least 64) make their
+        logits and, with them, both gradients; the memory is the weight, its gradient unless frozen,
+        and a block's logits. For "none", and in a second backward pass, they are made again.
         """
         self._check(input, label, optional=False)
         if reduction not in ("mean", "sum", "none"):
             raise ValueError(f"reduction is {reduction!r}; it must be 'mean', 'sum' or 'none'")
         block = max(64, 2**27 // self.out_features) if block is None else block
-        _require("block", block, lambda block: block >= 1, "at least 1 sample")
+        _require("block", block, lambda block: block > 0, "at least 1, an int", Integral)
         return _differentiable(self, label, reduction, block, input, self.weight)
 
     def target_cosine(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """φ(θ) and −φ′(θ), for θ in radians, of any shape."""
+        """φ(θ) and −φ′(θ), for θ in radians, of any shape. Parameters in it get no gradient."""
         psi = self.m1 * theta + self.m
         k = (psi.detach() / math.pi).floor()
         sign = 1 - 2 * (k % 2)
-        phi, slope = sign * torch.cos(psi) - 2 * k, self.m1 * sign * torch.sin(psi)
+        phi, slope = sign * torch.cos(psi) - 2 * k - self.m3, self.m1 * sign * torch.sin(psi)
         if self.m1 == 1:
-            beyond = torch.cos(theta) - self.m * math.sin(self.m)
+            beyond = torch.cos(theta) - self.m * math.sin(self.m) - self.m3
             phi, slope = phi.where(k < 1, beyond), slope.where(k < 1, torch.sin(theta))
-        phi = phi - self.m3
         if self.easy_margin:
             near = theta < math.pi / 2
             phi, slope = phi.where(near, torch.cos(theta)), slope.where(near, torch.sin(theta))
@@ -125,8 +123,8 @@ class ArcMarginProduct(nn.Module):
         return ", ".join(f"{name}={getattr(self, name)}" for name in names)
 
     def _check_settings(self) -> None:
-        _require("in_features", self.in_features, lambda d: d >= 1, "at least 1")
-        _require("out_features", self.out_features, lambda n: n >= 2, "at least 2 classes")
+        _require("in_features", self.in_features, lambda d: d > 0, "at least 1, an int", Integral)
+        _require("out_features", self.out_features, lambda n: n > 1, "at least 2, an int", Integral)
         _require("s", self.s, lambda s: 0 < s < math.inf, "a finite number above 0")
         _require("m", self.m, lambda m: 0 <= m <= math.pi / 2, "a number of radians, 0 to π/2")
         _require("m1", self.m1, lambda m1: 0 < m1 < math.inf, "a finite number above 0")
@@ -135,15 +133,15 @@ class ArcMarginProduct(nn.Module):
     def _check(self, x: Tensor, label: Tensor | None, optional: bool) -> None:
         self._check_settings()  # they may have been set anew
         n, d = self.out_features, self.in_features
+        given = [v.dtype if isinstance(v, Tensor) else f"{v!r:.60}" for v in (x, label)]
         if not (isinstance(x, Tensor) and x.is_floating_point()):
-            raise TypeError(f"input is {getattr(x, 'dtype', x)}; it must be floating point")
+            raise TypeError(f"input is {given[0]}; it must be floating point")
         if x.ndim != 2 or x.shape[1] != d:
             raise ValueError(f"input has shape {tuple(x.shape)}; it must be (N, {d})")
         if optional and label is None:
             return
         if not (isinstance(label, Tensor) and label.dtype == torch.int64):
-            found = getattr(label, "dtype", label)
-            raise TypeError(f"label is {found}; it must be torch.int64: label.long()")
+            raise TypeError(f"label is {given[1]}; it must be torch.int64: label.long()")
         if label.shape != (shape := x.shape[:1]):
             raise ValueError(f"label has shape {tuple(label.shape)}; it must be {tuple(shape)}")
         if label.device.type == "cpu" and type(label) is Tensor and _eager():
@@ -163,13 +161,14 @@ def angle(u: Tensor, v: Tensor) -> Tensor:
     arccos(u·v) (W. Kahan, "How Futile are Mindless Assessments of Roundoff", 2006, section 12).
     """
     p, q = _length(u - v)[:, 0], _length(u + v)[:, 0]
-    return 2 * torch.atan2(p + (both_zero := p + q == 0), q + both_zero)
+    half = torch.atan2(p + (both_zero := p + q == 0), q + both_zero)
+    return half + half.where(p * p + q * q > 3, half.detach())  # if one is 0, dθ = −d(u·v)
 
 
 def _sphere(head: ArcMarginProduct, label: Any, needs: Any, x: Tensor, W: Tensor) -> Any:
     """x̂; the map from samples to their logits; and that from pairs of samples and a gradient in
     their logits, which it overwrites, to the gradients in x and W. The margin multiplies that in
-    cos θ_y by c_y = −φ′(θ_y)/sin θ_y. At θ_y = 0 and π the own centre pulls nowhere."""
+    cos θ_y by c_y = −φ′(θ_y)/sin θ_y. At θ_y ≈ 0 and π (rounding) the own centre pulls nowhere."""
     dtype = torch.promote_types(torch.promote_types(x.dtype, W.dtype), torch.float32)
     x_hat, *length = _unit(x.to(dtype))
     size = max(1, 2**20 // W.shape[1]) if _eager() else len(W)  # rows that fit into a cache
@@ -187,8 +186,8 @@ def _sphere(head: ArcMarginProduct, label: Any, needs: Any, x: Tensor, W: Tensor
 
     def logits(rows: Any = slice(None)) -> Tensor:
         e = s * x_hat[rows]
-        z = F.linear(e, whole[0][0]) if whole else e.new_empty(len(e), len(W))
-        for part, V in () if whole else zip(torch.split(z, size, 1), centres(), strict=True):
+        z = e.new_empty(len(e), len(W)) if _eager() else F.linear(e, whole[0][0])
+        for part, V in zip(torch.split(z, size, 1), centres(), strict=True) if _eager() else ():
             torch.mm(e, V[0].T, out=part)  # in place: parts to be joined would scatter the heap
         add = z.scatter_add_ if _eager() else z.scatter_add
         return z if label is None else add(1, label[rows, None], excess[rows])
@@ -198,8 +197,7 @@ def _sphere(head: ArcMarginProduct, label: Any, needs: Any, x: Tensor, W: Tensor
         chunks = torch.split(grad_W, size)
         for rows, G in blocks:
             if label is not None:
-                y = label[rows, None]
-                G.scatter_(1, y, G.gather(1, y) * c_y[rows])
+                G.scatter_(1, y := label[rows, None], G.gather(1, y) * c_y[rows])
             for G_j, g, V in zip(torch.split(G, size, 1), chunks, centres(), strict=True):
                 grad_x[rows].addmm_(G_j, V[0][:, :d_x])
                 g.addmm_(G_j.T, x_hat[rows, :d_W])
@@ -241,7 +239,7 @@ def _compute(head: Any, label: Any, reduction: Any, block: int, needs: Any, x: A
 def _unit(v: Tensor) -> list[Tensor]:
     """v̂ and two factors of the rows' lengths, which may overflow: v = peak·norm·v̂."""
     peak = torch.maximum(v.amax(dim=1, keepdim=True), -v.amin(dim=1, keepdim=True)).detach()
-    v = v / peak.masked_fill_(peak == 0, 1)  # which the direction does not depend on
+    v = v / (peak := peak.masked_fill(peak == 0, 1))  # which the direction does not depend on
     norm = (length := _length(v)).masked_fill(length == 0, 1)
     return [v / norm, peak, norm]
 
@@ -262,9 +260,9 @@ def _through_unit(s: float, g: Tensor, u: Tensor, peak: Tensor, norm: Tensor) ->
 def _differentiable(head: Any, label: Any, reduction: Any, block: int, x: Any, W: Any) -> Tensor:
     """The first of what _compute returns; the second is its gradient, if nothing traces it."""
     needs = [torch.is_grad_enabled() and v.requires_grad for v in (x, W)]
-    if closed := any(needs) and _eager():  # a copy: settings may change before the backward pass
-        head, original = object.__new__(type(head)), head
-        head.__dict__ |= vars(original)
+    if closed := any(needs) and _eager():  # copies: they may change before the backward pass
+        vars(twin := object.__new__(type(head))).update(vars(head))
+        head, label = twin, label if label is None else label.clone()
     compute = partial(_compute, head, label, reduction, block, needs)
     with torch.autocast(x.device.type.replace("meta", "cpu"), enabled=False):
         value: Tensor = _ClosedForm.apply(compute, x, W) if closed else compute(x, W)[0]
@@ -274,27 +272,29 @@ def _differentiable(head: Any, label: Any, reduction: Any, block: int, x: Any, W
 class _ClosedForm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, compute: Any, x: Tensor, W: Tensor) -> Any:
-        ctx.save_for_backward(x, W, compute.args[1])  # and the label
-        ctx.compute, (value, ctx.pull_back) = compute, compute(x, W)
+        ctx.save_for_backward(x, W)
+        ctx.compute, ctx.W, (value, ctx.pull) = compute, W, compute(x, W)
         return value
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        x, W, _ = ctx.saved_tensors
+    def backward(ctx: Any, G: Tensor) -> Any:
+        x, W = ctx.saved_tensors  # copies, where hooks make some
+        batched = _C._functorch.is_legacy_batchedtensor(G)
         with torch.autocast(x.device.type.replace("meta", "cpu"), enabled=False):
-            if torch.is_grad_enabled() or torch._C._functorch.is_legacy_batchedtensor(grad):
-                return None, *torch.func.vjp(lambda x, W: ctx.compute(x, W)[0], x, W)[1](grad)
-            pull_back, ctx.pull_back = ctx.pull_back or ctx.compute(x, W)[1], None
-            grads = [g.to(v.dtype) for g, v in zip(pull_back(grad), (x, W), strict=True)]
+            if batched or torch.is_grad_enabled() or not _eager():
+                return None, *torch.func.vjp(lambda x, W: ctx.compute(x, W)[0], x, W)[1](G)
+            pull, ctx.pull = (W is ctx.W and ctx.pull) or ctx.compute(x, W)[1], None
+            grads = [g.to(v.dtype) for g, v in zip(pull(G), (x, W), strict=True)]
         return None, *(g if g.dtype == torch.float16 else g.nan_to_num_(math.nan) for g in grads)
 
 
 def _eager() -> bool:
     """Whether values can be looked at: nothing compiles, exports or transforms."""
-    traced = torch.compiler.is_compiling() or torch._C._is_tracing()
-    return not (traced or torch._C._are_functorch_transforms_active())
+    traced = torch.compiler.is_compiling() or _C._is_tracing()
+    forward_mode = torch.autograd.forward_ad._current_level >= 0
+    return not (traced or forward_mode or _C._are_functorch_transforms_active())
 
 
-def _require(name: str, value: Any, holds: Any, allowed: str) -> None:
-    if not (isinstance(value, Real) and holds(value)):
+def _require(name: str, value: Any, holds: Any, allowed: str, kind: Any = Real) -> None:
+    if not (isinstance(value, kind) and holds(value)):
         raise ValueError(f"{name} is {value!r}; it must be {allowed}")

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -730,6 +731,18 @@ def test_bad_calls_of_loss_are_named():
         head(x, [0, 0])
     with pytest.raises(TypeError, match=r"input is \[\[1.0\]\]; it must be floating point"):
         head([[1.0]])
+    with pytest.raises(
+        TypeError, match=r"input is array\(\[\[1\.\]\]\); it must be floating point"
+    ):
+        head(np.ones((1, 1)))
+    with pytest.raises(TypeError, match=r"label is array\(\[0, 0\]\); it must be torch\.int64"):
+        head(x, np.zeros(2, dtype=int))
+    for call in (lambda: ArcMarginProduct(4.0, 3), lambda: ArcMarginProduct(4, 3.0)):
+        with pytest.raises(ValueError, match=r"_features is [34]\.0; it must be at least [12], an"):
+            call()
+    with pytest.raises(ValueError, match=r"block is 2\.0; it must be at least 1, an int"):
+        head.loss(x, label, block=2.0)
+    assert ArcMarginProduct(np.int64(4), np.int64(3)).loss(x, label, block=np.int64(1)).isfinite()
 
 
 def test_it_is_a_layer_like_others():

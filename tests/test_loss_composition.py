@@ -5,6 +5,7 @@ import math
 import os
 import pickle
 import socket
+from functools import partial
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call, grad, hessian, jacrev, vmap
 from torch.nn.utils import parametrizations
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from arcface_loss import ArcMarginProduct, angle, unit
 
@@ -270,14 +271,116 @@ def test_anomaly_mode_and_undefined_gradients(path):
     assert torch.autograd.gradcheck(lambda x, v: angle(unit(x), unit(v)), (x, v))
 
 
-@pytest.mark.parametrize("path", PATHS)
-def test_labels_changed_before_the_backward_pass_are_noticed(path):
+@pytest.mark.parametrize("path", ["loss", "none"])
+def test_gradients_are_of_the_labels_that_the_loss_was_made_with(path):
     """A label buffer that is used again."""
     net, (x, y) = Net(path), batch()
-    loss = net(x, y)
+    expected = gradients(net, net(x, y))
+    twice, again = net(x, y), net(x, y)
+    twice.backward(retain_graph=True)
     y.copy_((y + 1) % 5)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        loss.backward()
+    parameters = list(net.parameters())
+    assert close(torch.autograd.grad(twice, parameters), expected)
+    assert close(torch.autograd.grad(again, parameters, create_graph=True), expected)
+
+
+@pytest.mark.parametrize("n", [5, 5000])  # few classes, whose centres are kept, and many
+@pytest.mark.parametrize("what", ["weight", "label"])
+@pytest.mark.parametrize("path", PATHS)
+def test_hooks_that_copy_saved_tensors_and_changes_in_place(path, what, n):
+    net, (x, y) = Net(path, d=256, n=n), batch()
+    expected = gradients(net, net(x, y))
+    for hooks in (
+        torch.autograd.graph.allow_mutation_on_saved_tensors(),
+        torch.autograd.graph.saved_tensors_hooks(lambda v: v.clone(), lambda v: v),
+    ):
+        changed, label = copy.deepcopy(net), y.clone()
+        with hooks:
+            loss = changed(x, label)
+            with torch.no_grad():
+                target = changed.head.weight if what == "weight" else label
+                target.copy_(target.flip(0))
+            assert close(gradients(changed, loss), expected)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_selective_checkpointing_of_the_products(path):
+    net, (x, y) = Net(path), batch()
+    expected = gradients(net, net(x, y))
+    products = [torch.ops.aten.mm.default, torch.ops.aten.addmm.default]
+    policy = partial(create_selective_checkpoint_contexts, products)
+    loss = checkpoint(net, x, y, use_reentrant=False, context_fn=policy)
+    assert close(gradients(net, loss), expected)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_vmap_over_gradients(path):
+    """A Jacobian row by row, as in the tutorial of torch.func."""
+    head, y = ArcMarginProduct(6, 5, s=8.0, dtype=torch.float64), batch()[1]
+    x = batch(dtype=torch.float64)[0].requires_grad_()
+
+    def made(x):
+        if path == "forward":
+            return head(x, y)[:, :3].flatten()
+        values = head.loss(x, y, reduction="none")
+        return values if path == "none" else head.loss(x, y)[None]
+
+    rows = torch.eye(len(made(x)), dtype=torch.float64)
+    out = made(x)
+    found = vmap(lambda v: torch.autograd.grad(out, x, v, retain_graph=True)[0])(rows)
+    assert torch.allclose(found, torch.autograd.functional.jacobian(made, x))
+
+
+@pytest.mark.parametrize("n", [5, 5000])
+@pytest.mark.parametrize("path", PATHS)
+def test_forward_mode(path, n):
+    net, (x, y) = Net(path, dtype=torch.float64, d=256, n=n), batch(dtype=torch.float64)
+    tangent = batch(dtype=torch.float64, seed=1)[0]
+
+    def made(x):
+        return net(x, y)
+
+    expected = (torch.autograd.functional.jacobian(made, x) * tangent).sum()
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, tangent)
+        slopes = [torch.autograd.forward_ad.unpack_dual(made(dual)).tangent]
+        with torch.no_grad():
+            slopes.append(torch.autograd.forward_ad.unpack_dual(made(dual)).tangent)
+    slopes.append(torch.func.linearize(made, x)[1](tangent))
+    slopes.append(torch.func.jvp(made, (x,), (tangent,))[1])
+    assert torch.allclose(torch.stack(slopes), expected)
+    if n == 5:
+        x.requires_grad_()
+        assert torch.autograd.gradcheck(made, (x,), check_forward_ad=True)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_zero_rows_have_one_gradient_however_it_is_made(path):
+    """That of the plain product: at 90° the margin multiplies the target's by sin(π/2 + m)."""
+    torch.manual_seed(0)
+    head, y = ArcMarginProduct(4, 3, s=8.0, m=0.5, dtype=torch.float64), torch.arange(3)
+    x = torch.randn(3, 4, dtype=torch.float64)
+    x[0] = 0
+    x.requires_grad_()
+
+    def made(x):
+        if path == "forward":
+            return F.cross_entropy(head(x, y), y)
+        return head.loss(x, y) if path == "loss" else head.loss(x, y, reduction="none").mean()
+
+    logits = torch.tensor([-8 * math.sin(0.5), 0, 0], dtype=torch.float64)  # of the zero row
+    pull = 8 * (logits.softmax(0) - torch.tensor([1.0, 0, 0])) / 3
+    pull[0] *= math.cos(0.5)
+    expected = pull @ F.normalize(head.weight.detach())
+    first = (
+        torch.autograd.grad(made(x), x)[0],
+        torch.autograd.grad(made(x), x, create_graph=True)[0],
+        grad(made)(x),
+        torch.func.jacfwd(made)(x),
+    )
+    for found in first:
+        assert torch.allclose(found[0], expected)
+        assert torch.allclose(found, first[0])
 
 
 @pytest.mark.parametrize("change", [{"m": 0.6}, {"s": 30.0}, {"m1": 1.35}, {"easy_margin": True}])
