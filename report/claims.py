@@ -4,6 +4,7 @@ What its abstract, results and conclusion compare stands in ``#claim("name")[…
 built if a claim is false, is not known here, or is not used.
 """
 
+import itertools
 import math
 import re
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from scipy import stats
 from experiment import records
 from experiment.errors import Problem
 from experiment.records import ROOT
-from study import corruption, grid, losses, margin, seeds, seen, tuning
+from study import corruption, grid, losses, margin, seeds, seen, tuning, unseen
 from study.selection import RunsByLoss, StudyRecord, common_seeds, differences, finished, load
 from study.tables import interval
 
@@ -148,62 +149,39 @@ def of_scale_and_margin() -> dict[str, bool]:
 
 def of_unseen_classes() -> dict[str, bool]:
     """Of the verification of classes that training never saw."""
-    digits, objects = (load(STUDY, "unseen", name) for name in losses.SETUPS)
-
-    def eer(runs: RunsByLoss, loss: str) -> dict[tuple[int, int], float]:
-        left = finished(runs[loss])
-        return {(run["split"], run["seed"]): run["verification"]["eer"] for run in left}
-
-    mean_eer = {loss: float(np.mean(list(eer(digits, loss).values()))) for loss in digits}
-    intra, arcface = angle(digits, "intra_test"), eer(digits, "arcface")
-    better = ("norm-softmax", "softmax", "cosface")
-    by_split = [
-        {
-            loss: np.mean([value for (k, _), value in eer(objects, loss).items() if k == split])
-            for loss in objects
-            if any(k == split for k, _ in eer(objects, loss))
-        }
-        for split in (0, 1)
-    ]
-    every = [run for of_loss in digits.values() for run in of_loss]
-    errors = [run["verification"]["eer"] for run in every]
-    goes_with = {
-        key: stats.spearmanr(errors, [run["angles"][key] for run in every]).statistic
-        for key in ("inter_test", "intra_test", "w_ec")
-    }
-    lost = {loss: len(runs) - len(finished(runs)) for loss, runs in objects.items()}
+    digits, objects = (unseen.records_of(STUDY, name) for name in unseen.SEEDS)
+    vehicles = [unseen.by_seed(runs, 0, "eer") for runs in objects.values()]
+    plain, *heads = unseen.LOSSES
+    to_arcface = [unseen.difference(digits, plain, split) for split in range(unseen.SPLITS)]
     return {
-        "unseen digits: three losses are better than ArcFace with every split and seed": all(
-            eer(digits, loss)[key] < value for loss in better for key, value in arcface.items()
+        "unseen digits: in the mean softmax has fewer errors than all others": all(
+            sign(unseen.difference(digits, plain, None, to=head)) == -1 for head in heads
         ),
-        "unseen objects: plain softmax has the lowest error rate on both splits": all(
-            min(split, key=lambda k: split[k]) == "softmax" for split in by_split
+        "unseen digits: it does with every seed on two of three choices": (
+            [sum(value < 0 for value in values) for values in to_arcface] == [4, 5, 5]
+            and list(map(sign, to_arcface)) == [0, -1, -1]
         ),
-        "the most and the least compact loss both have fewer errors than ArcFace": (
-            (min(intra, key=lambda k: intra[k]), max(intra, key=lambda k: intra[k]))
-            == ("norm-softmax", "cosface")
-            and max(mean_eer["norm-softmax"], mean_eer["cosface"]) < mean_eer["arcface"]
+        "unseen digits: the three heads on the sphere cannot be told apart": not any(
+            sign(unseen.difference(digits, one, split, to=other))
+            for one, other in itertools.combinations(heads, 2)
+            for split in (*range(unseen.SPLITS), None)
         ),
-        "errors on unseen digits go with Inter and W-EC, not with Intra": (
-            goes_with["inter_test"] > 0.7
-            and goes_with["w_ec"] < -0.7
-            and abs(goes_with["intra_test"]) < 0.3
+        "a network of animals tells vehicles apart hardly better than by chance": all(
+            list(of) == [0] and 40 < of[0] < 50 for of in vehicles
         ),
-        "of the losses ArcFace alone collapsed, with both seeds of a split": (
-            lost.pop("arcface") == 2 and not any(lost.values())
+        "errors on unseen digits go with the ratio and W-EC": (
+            signs_of(correlations_by_split("mnist")["ratio"]) == [1, 1, 1]
+            and signs_of(correlations_by_split("mnist")["W-EC"]) == [-1, -1, -1]
         ),
-        "normalised softmax turned away once, and kept its accuracy": (
-            turned_away()["loss"] == "norm-softmax" and turned_away()["test_accuracy"] > 0.9
+        "without softmax no angle goes with the errors on all three choices": all(
+            0 in signs_of(found) for found in correlations_by_split("mnist", heads=True).values()
         ),
     }
 
 
-def turned_away() -> dict[str, Any]:
-    """Of the runs on some classes of CIFAR-10 that did not collapse, the only one with embeddings
-    on the far side of their centres."""
-    runs = finished(records.load_lines(STUDY / "unseen-cifar10.jsonl"))
-    (found,) = (run for run in runs if run["angles"]["w_ec"] > 90)
-    return found
+def signs_of(correlations: list[tuple[float, float]]) -> list[int]:
+    """Of those that can be told from 0 (p < 0.05); 0 for the others."""
+    return [int(np.sign(rho)) * (p < 0.05) for rho, p in correlations]
 
 
 def by_seen(key: str, kind: str) -> dict[tuple[str, float | None], dict[int, list[float]]]:
@@ -220,13 +198,9 @@ def by_seen(key: str, kind: str) -> dict[tuple[str, float | None], dict[int, lis
     return found
 
 
-def correlations_by_seen(kind: str, heads: bool = False) -> dict[str, list[tuple[float, float]]]:
-    """Spearman's ρ, and its p, of the equal error rate with angles of the seen classes, for each
-    number of them, from the smallest to the largest.
-
-    Args:
-        kind: of seen.KINDS. heads: without plain softmax.
-    """
+def correlations(groups: list[list[StudyRecord]]) -> dict[str, list[tuple[float, float]]]:
+    """Spearman's ρ, and its p, of the equal error rate with angles of the seen classes, in each
+    group of runs."""
     keys: dict[str, Callable[[StudyRecord], float]] = {
         "Intra": angle_of("intra_test"),
         "Inter": angle_of("inter_test"),
@@ -234,13 +208,32 @@ def correlations_by_seen(kind: str, heads: bool = False) -> dict[str, list[tuple
         "W-EC": angle_of("w_ec"),
     }
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in keys}
-    every = [run for run in seen.load(STUDY, kind) if not heads or run["loss"] != "softmax"]
-    for n in seen.KINDS[kind].seen:
-        runs = [run for run in every if run["seen"] == n]
+    for runs in groups:
         errors = [run["verification"]["eer"] for run in runs]
         for name, key in keys.items():
             found[name].append(tuple(stats.spearmanr(errors, [key(run) for run in runs])))
     return found
+
+
+def correlations_by_seen(kind: str, heads: bool = False) -> dict[str, list[tuple[float, float]]]:
+    """:func:`correlations` for each number of seen classes, from the smallest to the largest.
+
+    Args:
+        kind: of seen.KINDS. heads: without plain softmax.
+    """
+    every = [run for run in seen.load(STUDY, kind) if not heads or run["loss"] != "softmax"]
+    return correlations([[run for run in every if run["seen"] == n] for n in seen.KINDS[kind].seen])
+
+
+def correlations_by_split(
+    dataset: str, heads: bool = False
+) -> dict[str, list[tuple[float, float]]]:
+    """:func:`correlations` for each choice of the classes; without plain softmax for ``heads``."""
+    found = unseen.records_of(STUDY, dataset).items()
+    every = [run for loss, runs in found for run in runs if not heads or loss != "softmax"]
+    return correlations(
+        [[run for run in every if run["split"] == split] for split in range(unseen.SPLITS)]
+    )
 
 
 def of_more_seen_classes() -> dict[str, bool]:
@@ -258,10 +251,7 @@ def of_more_seen_classes() -> dict[str, bool]:
         """The sign of the paired difference to no margin; 0 if its interval contains 0."""
         return sign([a - b for a, b in zip(eer[of][n], eer[without][n], strict=True)])
 
-    def goes(kind: str, name: str) -> list[int]:
-        """The signs of the correlations that can be told from 0."""
-        return [int(np.sign(rho)) * (p < 0.05) for rho, p in correlations_by_seen(kind)[name]]
-
+    signs = {name: signs_of(of) for name, of in correlations_by_seen("numbers").items()}
     return {
         "the more numbers are seen, the lower the error rate on others, for every loss": all(
             (np.diff([np.mean(of[n]) for n in sorted(of)]) < 0).all() for of in eer.values()
@@ -290,10 +280,10 @@ def of_more_seen_classes() -> dict[str, bool]:
             below(accepted[plain], accepted[head], n) for head in heads for n in (20, 40, 80)
         ),
         "no angle of the seen numbers goes with the errors at all four": (
-            goes("numbers", "Intra") == [1, 1, 0, 0]
-            and goes("numbers", "Inter") == [0, 0, 0, -1]
-            and goes("numbers", "W-EC") == [0, 0, 0, 1]
-            and goes("numbers", "ratio") == [0, 0, 0, 0]
+            signs["Intra"] == [1, 1, 0, 0]
+            and signs["Inter"] == [0, 0, 0, -1]
+            and signs["W-EC"] == [0, 0, 0, 1]
+            and signs["ratio"] == [0, 0, 0, 0]
         ),
         "on digits the errors rise with Inter, without softmax not after 6 and 8": (
             min(rho for rho, _ in correlations_by_seen("digits")["Inter"]) > 0.5
@@ -439,7 +429,7 @@ def of_the_margin_alone() -> dict[str, bool]:
     mnist, cifar = (margin.runs(name) for name in margin.SETUPS)
     others = tuple(margin.OTHERS)
     softmax, without, larger = others
-    one_machine = (softmax, without, margin.AGAIN)
+    one_machine = (*others, margin.AGAIN)
 
     def by_seed(found: RunsByLoss, name: str, key: str) -> dict[int, float]:
         return {run["seed"]: run["angles"][key] for run in found[name]}
@@ -458,13 +448,14 @@ def of_the_margin_alone() -> dict[str, bool]:
     def to_arcface(name: str) -> list[float]:
         return differences(mnist, name, margin.ARCFACE)
 
-    equal = {
-        name: not any(sign(differences(found, softmax, margin.ARCFACE, key)) for key in keys)
-        for name, found, keys in (
-            ("MNIST", mnist, ("accuracy",)),
-            ("CIFAR-10", cifar, ("accuracy", "accuracy_tta")),
-        )
-    }
+    keys = ("accuracy", "accuracy_tta")
+
+    def equal(name: str, to: str) -> bool:
+        """Whether on CIFAR-10 no paired difference can be told from 0, plain or with TTA."""
+        return not any(sign(differences(cifar, name, to, key)) for key in keys)
+
+    pairs = [*((name, margin.AGAIN) for name in others), (larger, without), (larger, softmax)]
+    softmax_is_equal = equal(softmax, margin.ARCFACE)
     return {
         "MNIST's own recipe: no loss is ahead": not any(sign(to_arcface(name)) for name in others),
         "MNIST's own recipe: not by a tenth of a point": all(
@@ -473,20 +464,19 @@ def of_the_margin_alone() -> dict[str, bool]:
         "MNIST's own recipe: the margin makes classes more compact": (
             wider(mnist, without, margin.ARCFACE) and wider(mnist, margin.ARCFACE, larger)
         ),
-        "both own recipes: softmax cannot be told from ArcFace": all(equal.values()),
-        "CIFAR-10's own recipe: softmax cannot be told from ArcFace": equal["CIFAR-10"],
-        "CIFAR-10's own recipe: on one machine neither can be told from ArcFace": (
-            len({run["device_name"] for of in one_machine for run in cifar[of]}) == 1
-            and not any(
-                sign(differences(cifar, name, margin.AGAIN, key))
-                for name in (softmax, without)
-                for key in ("accuracy", "accuracy_tta")
-            )
+        "both own recipes: softmax cannot be told from ArcFace": (
+            softmax_is_equal and not sign(to_arcface(softmax))
         ),
-        "CIFAR-10's own recipe: ArcFace's classes are the most compact": all(
-            wider(cifar, name, than)
-            for name in (softmax, without)
-            for than in (margin.ARCFACE, margin.AGAIN)
+        "CIFAR-10's own recipe: softmax and m = 0.3 cannot be told from ArcFace": (
+            softmax_is_equal and equal(larger, margin.ARCFACE)
+        ),
+        "CIFAR-10's own recipe: on one machine none can be told from another": (
+            len({run["device_name"] for of in one_machine for run in cifar[of]}) == 1
+            and all(equal(*pair) for pair in (*pairs, (softmax, without)))
+        ),
+        "CIFAR-10's own recipe: the margin makes classes more compact": all(
+            wider(cifar, without, of) and wider(cifar, of, larger)
+            for of in (margin.ARCFACE, margin.AGAIN)
         ),
         "both own recipes: softmax leaves the classes closest together": (
             closest(mnist) and closest(cifar)

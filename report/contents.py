@@ -7,15 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import stats
 
 from experiment import label_errors, records
 from experiment.errors import Problem
-from experiment.recipe import LOSSES
 from experiment.records import ROOT
 from report import claims
-from study import corruption, grid, margin, seeds, seen, sphere, tables
-from study.selection import collapsed, differences
+from study import corruption, grid, margin, seeds, seen, sphere, tables, unseen
+from study.selection import differences
 
 FLOAT32 = ROOT / "figures/benchmarks/float32.json"
 
@@ -27,7 +25,8 @@ def numbers() -> dict[str, Any]:
         mnist, cifar10: of the default recipe's runs. recipes: a table of all hyperparameters, but
         for those that are the same in all recipes, which in_all lists.
         grid, unseen, seen, sphere, damage: of these parts of the study.
-        again: differences of CIFAR-10's losses without a margin to ArcFace, trained again.
+        again: differences of CIFAR-10's other losses to ArcFace, trained again. larger: of the
+            larger margin to none.
         random: W-Inter of ten random centres. torch_gpu: the version behind the GPU's runs.
         tables: those of the README files, as lists of rows.
 
@@ -37,15 +36,17 @@ def numbers() -> dict[str, Any]:
     try:
         found: dict[str, Any] = {name: run_numbers(name) for name in seeds.DATASETS}
         markdown = {"results": seeds.table(), **tables.study_tables(ROOT / "figures/study")}
-        markdown |= margin.tables()
+        markdown |= margin.tables() | unseen.tables(ROOT / "figures/study")
         claims.check((ROOT / "report/report.typ").read_text(encoding="utf-8"))
         found["recipes"], found["in_all"] = recipe_rows()
         found |= {"grid": grid_numbers(), "unseen": unseen_numbers(), "seen": seen_numbers()}
         cifar = margin.runs("cifar10")
         found["again"] = [
             tables.mean_ci(differences(cifar, name, margin.AGAIN, "accuracy"), 2)
-            for name in tuple(margin.OTHERS)[:2]
+            for name in margin.OTHERS
         ]
+        _, without, larger = margin.OTHERS
+        found["larger"] = tables.mean_ci(differences(cifar, larger, without, "accuracy"), 2)
         found["sphere"], found["damage"] = sphere_numbers(), damage_numbers()
         found |= {"random": {f"d{d}": f"{claims.random_centres(d):.1f}°" for d in (128, 256)}}
         on_gpu = records.load_json(ROOT / "figures/cifar10/gpu.json")
@@ -144,27 +145,17 @@ def grid_numbers() -> dict[str, Any]:
 
 
 def unseen_numbers() -> dict[str, Any]:
-    """The mean equal error rate of each loss on unseen digits, in %, how it goes with the angles of
-    the seen ones, and its ends on unseen vehicles."""
-    runs = records.load_lines(ROOT / "figures/study/unseen-mnist.jsonl")
-    eer = [run["verification"]["eer"] for run in runs]
-    found: dict[str, Any] = {"runs": len(runs)}
-    for key, name in {"inter": "inter_test", "intra": "intra_test", "w_ec": "w_ec"}.items():
-        angles = [run["angles"][name] for run in runs]
-        rho = stats.spearmanr(eer, angles).statistic
-        found[key] = f"{rho:.2f}".replace("-", "−")
-    by_loss = {loss: [run for run in runs if run["loss"] == loss] for loss in LOSSES}
-    found["eer"] = {
-        loss.replace("-", "_"): f"{np.mean([100 * run['verification']['eer'] for run in of]):.1f}"
-        for loss, of in by_loss.items()
-    }
-    vehicles = [
-        100 * run["verification"]["eer"]
-        for run in records.load_lines(ROOT / "figures/study/unseen-cifar10.jsonl")
-        if run["split"] == 0 and not collapsed(run)
-    ]
-    found["vehicles"] = f"{min(vehicles):.0f} to {max(vehicles):.0f}"
-    return found | {"turned": f"{claims.turned_away()['angles']['w_ec']:.0f}°"}
+    """Of unseen digits: the correlation of each angle of the seen ones, and of Inter/Intra, with
+    the error rate on each choice of the classes; heads_…: without softmax. cosface: m3. objects:
+    how many choices CIFAR-10's records are of."""
+    digits, objects = (unseen.records_of(claims.STUDY, name) for name in unseen.SEEDS)
+    found: dict[str, Any] = {"cosface": f"{digits['cosface'][0]['margin']:g}"}
+    choices = {run["split"] for run in objects["arcface"]}
+    found["objects"] = ("no", "one", "two", "three")[len(choices)]
+    for start, heads in (("rho", False), ("heads", True)):
+        of_angles = claims.correlations_by_split("mnist", heads)
+        found |= {f"{start}_{key}": rounded(of) for key, of in of_angles.items()}
+    return found
 
 
 def seen_numbers() -> dict[str, list[str]]:

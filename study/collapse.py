@@ -1,12 +1,9 @@
 """Why ArcFace can collapse, and what prevents it: python -m study.collapse [--data DIR]
 
-Six classes of CIFAR-10, s = 12 and m = 0.3, with which two trainings of the comparison of losses
-collapsed: one was stopped, one ended with its embeddings opposite to their centres
-(figures/study/unseen-cifar10.jsonl). Here the
-beginning of these trainings is repeated over ten seeds, with the margin from the first step and
-with a margin that rises; other losses, margins and learning rates are the controls. Records go to
-figures/study/, and so does the picture, collapse.png; ``--figures-only`` draws it from the records
-alone.
+Six classes of CIFAR-10, s = 12 and m = 0.3 in the recipe of study.losses: the beginning of such a
+training, over ten seeds, with the margin from the first step and with a margin that rises; other
+losses, margins and learning rates are the controls. Records go to figures/study/, and so does the
+picture, collapse.png; ``--figures-only`` draws it from the records alone.
 """
 
 import sys
@@ -24,8 +21,9 @@ from experiment.data import Data
 from experiment.figures import BLUE, ORANGE
 from experiment.records import ROOT
 from experiment.training import Trained
-from study.losses import CIFAR10, classes_seen
+from study.losses import CIFAR10
 from study.runs import Setup, Study, Task, train_and_draw
+from study.unseen import classes_seen
 
 # The first 72 of 720 steps were the warm-up. Of these trainings it is the beginning that matters:
 # 120 steps are made, with the same warm-up, of which the last 30 have larger images.

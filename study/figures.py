@@ -7,20 +7,17 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiment.figures import BLUE, GREY, LOSS_STYLE, ORANGE, RED, STYLE, save
+from experiment.figures import GREY, LOSS_STYLE, RED, STYLE, save
 from study.selection import (
     DATASETS,
     RunsByLoss,
     StudyRecord,
     common_seeds,
     differences,
-    drop_collapsed_splits,
     finished,
     load,
-    percent,
 )
 from study.tables import ANGLES, fill_file, interval, study_tables
-from study.verification import FALSE_ACCEPT
 
 Value = Callable[[StudyRecord], float]  # what is drawn of a run
 
@@ -42,10 +39,6 @@ def draw(folder: Path) -> None:
             if losses := common_seeds(load(folder, "losses", dataset)):
                 save(draw_accuracy(losses, name), folder / f"accuracy-{dataset}.png")
                 save(draw_angles(losses, name), folder / f"angles-{dataset}.png")
-            unseen = common_seeds(load(folder, "unseen", dataset))
-            if unseen := drop_collapsed_splits(unseen):
-                save(draw_roc(unseen, name), folder / f"roc-{dataset}.png")
-                save(draw_pairs(unseen, name), folder / f"pairs-{dataset}.png")
     fill_file(folder / "README.md", study_tables(folder))
 
 
@@ -115,60 +108,6 @@ def _legend_handle(label: str, colour: str, marker: str, line: Any) -> plt.Line2
     return plt.Line2D(
         [], [], color=colour, marker=marker, linestyle=line, linewidth=width, label=label
     )
-
-
-def describe_runs(unseen: RunsByLoss) -> str:
-    """How many runs of each loss a picture shows, of which splits."""
-    runs = next(iter(unseen.values()))
-    splits = sorted({record["split"] + 1 for record in runs})
-    return f"{len(runs)} runs each, split{'s' * (len(splits) > 1)} {' and '.join(map(str, splits))}"
-
-
-def draw_roc(unseen: RunsByLoss, name: str) -> plt.Figure:
-    """ROC of pairs of unseen classes: the mean over splits and seeds."""
-    figure, axes = plt.subplots(figsize=(6.3, 3.6))
-    rates = FALSE_ACCEPT * 100
-    for loss, runs in unseen.items():
-        name_of_loss, colour, marker = LOSS_STYLE[loss]
-        curve = (100 * np.array([record["verification"]["roc"] for record in runs])).mean(axis=0)
-        label = f"{name_of_loss}: EER {np.mean(percent(runs, 'eer')):.1f}%"
-        style: dict[str, Any] = {
-            "color": colour,
-            "marker": marker,
-            "markevery": 10,
-            "markersize": 3,
-        }
-        axes.plot(rates, curve, label=label, **style)
-    axes.plot(rates, rates, color="black", linewidth=0.8, linestyle=":", label="chance")
-    axes.set(xscale="log", xlabel="false accept rate in %", ylabel="true accept rate in %")
-    axes.set(xlim=(0.01, 100), ylim=(0, 100))
-    axes.legend()
-    runs_shown = f"Four classes that training never saw; {describe_runs(unseen)}"
-    axes.set_title(f"{name}: are two images of one class?\n{runs_shown}")
-    return figure
-
-
-def draw_pairs(unseen: RunsByLoss, name: str) -> plt.Figure:
-    """Angles of positive and negative pairs of unseen classes, after the paper's Fig. 6."""
-    figure, axes = plt.subplots(
-        len(unseen), 1, sharex=True, squeeze=False, figsize=(6.3, 1.1 * len(unseen) + 0.8)
-    )
-    for axis, (loss, runs) in zip(axes[:, 0], unseen.items(), strict=True):
-        for kind, colour, hatch in (("positive", BLUE, None), ("negative", ORANGE, "///")):
-            counts = np.sum([record["verification"][kind] for record in runs], axis=0)
-            share = 100 * counts / counts.sum()
-            style = {"color": colour, "alpha": 0.6, "hatch": hatch, "edgecolor": "white"}
-            axis.bar(np.arange(180) + 0.5, share, 1, linewidth=0, label=kind, **style)
-        axis.set(yticks=[], ylabel="share")
-        title = f"{LOSS_STYLE[loss][0]}: EER {np.mean(percent(runs, 'eer')):.1f}%"
-        axis.set_title(title, loc="left")
-    last = axes[-1, 0]
-    last.set(xlabel="angle between two embeddings, in degrees")
-    last.set(xlim=(0, 140), xticks=range(0, 141, 20))
-    axes[0, 0].legend(title="pairs")
-    title = f"{name}: pairs of unseen classes; the less overlap, the better"
-    figure.suptitle(f"{title}\n({describe_runs(unseen)})")
-    return figure
 
 
 def draw_means(

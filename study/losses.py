@@ -21,7 +21,7 @@ from experiment.data import Data
 from experiment.recipe import LOSSES, Recipe
 from experiment.records import ROOT
 from experiment.training import Trained
-from study import figures, paper, verification
+from study import figures, paper
 from study.runs import Setup, Study, Task
 
 # Shorter than the recipes of the scripts, every epoch of all images, the margin whole from the
@@ -51,7 +51,6 @@ SETUPS = {
 SETTINGS = ("scale", "margin", "head_lr")  # what the runs of tuning differ in
 MARGINS = {"arcface": (0.1, 0.3), "cosface": (0.1, 0.2), "sphereface": (1.1, 1.35)}  # first guesses
 ATTEMPTS = 6  # short runs to tune a loss
-SPLITS, UNSEEN_SEEDS, SEEN = 2, 2, 6  # unseen classes: splits, seeds, classes that are trained on
 PLANE = {"softmax": (None, None), "arcface": (16.0, 0.2)}  # s and m of the embeddings with d = 2
 PLANE_CLASSES = list(range(8))  # as many as in the paper's Fig. 3
 PLANE_POINTS = 4000  # test embeddings that its picture shows
@@ -106,33 +105,16 @@ def first_guesses(recipe: Recipe, loss: str) -> Iterator[tuple[float | None, flo
 
 
 def compare(study: Study, dataset: str, losses: Sequence[str] = LOSSES) -> None:
-    """Every loss tuned, then trained with several seeds: on all classes, then on some of them, to
-    verify the others."""
+    """Every loss tuned, then trained with several seeds."""
     setup = study.setups[dataset]
     tuned = [tune(study, dataset, loss) for loss in losses]
     chosen = [
-        replace(task, epochs=setup.recipe.epochs, named_by=("split", "seed")) for task in tuned
+        replace(task, part="losses", epochs=setup.recipe.epochs, named_by=("seed",))
+        for task in tuned
     ]
     for seed in range(setup.seeds):
         for task in chosen:
-            on_all = replace(task, part="losses", seed=seed)
-            study.run(on_all, study.sources[dataset], measure_angles)
-        for split in range(SPLITS if seed < UNSEEN_SEEDS else 0):
-            for task in chosen:
-                verify_unseen(study, replace(task, part="unseen", seed=seed, split=split))
-
-
-def verify_unseen(study: Study, task: Task) -> None:
-    """One loss on the classes of the task's split: are two images of the others of one class?"""
-    source = study.sources[task.dataset]
-    seen = classes_seen(task.split or 0)
-    unseen = source.select_classes([k for k in range(len(source.classes)) if k not in seen])
-    study.run(task, source.select_classes(seen), partial(measure_unseen, unseen=unseen))
-
-
-def classes_seen(split: int) -> list[int]:
-    """The classes that a split of the unseen-classes experiment trains on."""
-    return sorted(np.random.default_rng(split).permutation(10)[:SEEN].tolist())
+            study.run(replace(task, seed=seed), study.sources[dataset], measure_angles)
 
 
 def plane(study: Study) -> None:
@@ -164,25 +146,6 @@ def measure_angles(trained: Trained, source: Data, precision: str) -> dict[str, 
     }
 
 
-def measure_unseen(
-    trained: Trained, source: Data, precision: str, *, unseen: Data
-) -> dict[str, Any]:
-    """The angles, and verification on all pairs of test images of the classes of ``unseen``.
-
-    positive, negative: pairs of one class and of two, counted by whole degrees from 0 to 179.
-    """
-    unseen = unseen.to(source.test_images.device)
-    theta, same = verification.pairs_of_test_images(trained.network, unseen, precision)
-    chosen = verification.draw_pairs(same, seed=0)
-    found = verification.verification(theta, same) | {
-        "unseen": unseen.classes,
-        "accuracy": verification.fold_accuracy(theta[chosen], same[chosen]),
-        "positive": np.histogram(theta[same], range(181))[0].tolist(),
-        "negative": np.histogram(theta[~same], range(181))[0].tolist(),
-    }
-    return measure_angles(trained, source, precision) | {"verification": found}
-
-
 def measure_plane(trained: Trained, source: Data, precision: str, *, path: Path) -> dict[str, Any]:
     """The angles; test embeddings, their labels and the class centres go to ``path``."""
     embeddings = evaluation.embed(trained.network, source.test_images[:PLANE_POINTS], precision)
@@ -200,8 +163,7 @@ def measure_plane(trained: Trained, source: Data, precision: str, *, path: Path)
 
 def count(datasets: Sequence[str]) -> int:
     """How many trainings the study of these data sets consists of."""
-    unseen = SPLITS * UNSEEN_SEEDS
-    total = sum(len(LOSSES) * (ATTEMPTS + SETUPS[name].seeds + unseen) for name in datasets)
+    total = sum(len(LOSSES) * (ATTEMPTS + SETUPS[name].seeds) for name in datasets)
     return total + len(PLANE) * ("mnist" in datasets)
 
 

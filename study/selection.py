@@ -36,16 +36,6 @@ def common_seeds(runs: RunsByLoss, losses: Iterable[str] = LOSS_STYLE) -> RunsBy
     return {loss: [r for r in runs[loss] if (r["seed"], r["split"]) in common] for loss in losses}
 
 
-def drop_collapsed_splits(runs: RunsByLoss) -> RunsByLoss:
-    """Of these runs those of the splits on which none collapsed.
-
-    To leave out the collapsed run alone would compare losses on unlike splits.
-    """
-    lost = {record["split"] for of_loss in runs.values() for record in of_loss if collapsed(record)}
-    left = {loss: [r for r in of_loss if r["split"] not in lost] for loss, of_loss in runs.items()}
-    return {loss: of_loss for loss, of_loss in left.items() if of_loss}
-
-
 def collapsed(record: StudyRecord) -> bool:
     """Whether the training was stopped, or ended below LEARNT on its own classes."""
     return record["test_accuracy"] is None or record["test_accuracy"] < LEARNT
@@ -67,8 +57,3 @@ def differences(
         for record in finished(runs[name])
         if record["seed"] in others
     ]
-
-
-def percent(runs: list[StudyRecord], key: str) -> list[float]:
-    """A verification figure of each run, in %."""
-    return [100 * record["verification"][key] for record in runs]

@@ -17,7 +17,6 @@ from study.selection import (
     differences,
     finished,
     load,
-    percent,
 )
 
 # The paper's Table 3: what is measured, and its values there for normalised softmax and ArcFace.
@@ -28,12 +27,6 @@ ANGLES = {
     "inter_train": ("Inter, train", 59.23, 65.83),
     "intra_test": ("Intra, test", 33.97, 28.05),
     "inter_test": ("Inter, test", 65.60, 66.55),
-}
-VERIFICATION = {
-    "accuracy": "10-fold accuracy",
-    "eer": "EER",
-    "tar_1": "TAR at FAR 1%",
-    "tar_01": "TAR at FAR 0.1%",
 }
 
 # --- intervals, Markdown --------------------------------------------------------------------------
@@ -115,8 +108,6 @@ def study_tables(folder: Path) -> dict[str, str]:
         if losses := common_seeds(load(folder, "losses", dataset)):
             found[f"losses-{dataset}"] = losses_table(losses)
             found[f"angles-{dataset}"] = angles_table(losses)
-        if unseen := common_seeds(load(folder, "unseen", dataset)):
-            found[f"unseen-{dataset}"] = unseen_table(unseen)
     return found
 
 
@@ -163,24 +154,3 @@ def angles_table(losses: RunsByLoss) -> str:
     for column, name in ((1, "paper, normalised softmax"), (2, "paper, ArcFace")):
         rows.append([f"*{name}*", *(f"*{ANGLES[key][column]:.2f}*" for key in ANGLES)])
     return markdown(["degrees", *(name for name, _, _ in ANGLES.values())], rows)
-
-
-def unseen_table(unseen: RunsByLoss) -> str:
-    """Verification of pairs of unseen classes, in %, for each split: means over seeds."""
-    splits = sorted({record["split"] for runs in unseen.values() for record in runs})
-    rows = []
-    for loss, runs in unseen.items():
-        by_split = [[record for record in runs if record["split"] == split] for split in splits]
-        cells = [verification_cell(of_split, key) for key in VERIFICATION for of_split in by_split]
-        rows.append([LOSS_STYLE[loss][0], *cells])
-    columns = [f"{name}, split {k + 1}" for name in VERIFICATION.values() for k in splits]
-    return markdown(["%", *columns], rows)
-
-
-def verification_cell(runs: list[StudyRecord], key: str) -> str:
-    """The mean of a verification figure in %, and how many of the runs collapsed."""
-    left = finished(runs)
-    if not left:
-        return "collapsed"
-    lost = f" ({len(runs) - len(left)} collapsed)" if len(left) < len(runs) else ""
-    return mean_ci(percent(left, key), 1) + lost

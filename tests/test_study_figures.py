@@ -1,11 +1,9 @@
 """The study's pictures show what its records say."""
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pytest
 
 from study import figures, tables
-from study.verification import FALSE_ACCEPT
 
 
 @pytest.fixture(autouse=True)
@@ -19,19 +17,6 @@ def run(accuracy, seed=0, **values):
     """A record of a run, as the pictures read it."""
     defaults = {"split": None, "scale": 8.0, "margin": 0.1, "head_lr": 0.2, "epochs": 1}
     return defaults | {"test_accuracy": accuracy, "seed": seed} | values
-
-
-def verified(split, seed, level):
-    """A record of verification with a ROC curve and pairs at one angle each."""
-    counts = {"positive": [0] * 180, "negative": [0] * 180}
-    counts["positive"][20 + seed], counts["negative"][80 + seed] = 30, 60
-    found = {"eer": level, "roc": [level] * len(FALSE_ACCEPT)} | counts
-    return run(0.9, seed, split=split, verification=found)
-
-
-def heights(container):
-    """Of the bars in a picture."""
-    return [bar.get_height() for bar in container]
 
 
 def test_accuracies_and_paired_differences_are_where_the_records_say():
@@ -56,28 +41,6 @@ def test_angles_stand_beside_the_paper_s_and_the_simplex_limit():
     assert any(level == pytest.approx(96.379, abs=1e-3) for level in levels)
     names = [text.get_text() for text in axes.get_legend().get_texts()]
     assert names == ["ArcFace", "paper, norm. softmax", "paper, ArcFace"]
-
-
-def test_roc_is_the_mean_over_runs():
-    unseen = {"arcface": [verified(0, 0, 0.2), verified(1, 0, 0.4)]}
-    axes = figures.draw_roc(unseen, "MNIST").axes[0]
-    assert axes.lines[0].get_ydata() == pytest.approx(np.full(len(FALSE_ACCEPT), 30.0))
-    assert axes.lines[0].get_label() == "ArcFace: EER 30.0%"
-    assert "2 runs each, splits 1 and 2" in axes.get_title()
-
-
-def test_pairs_are_shares_of_all_of_a_kind():
-    unseen = {
-        "softmax": [verified(1, 0, 0.1), verified(1, 1, 0.1)],
-        "cm1": [verified(1, 0, 0.2)] * 2,
-    }
-    figure = figures.draw_pairs(unseen, "MNIST")
-    positive, negative = figure.axes[0].containers
-    assert heights(positive)[20] == heights(positive)[21] == heights(negative)[80] == 50
-    assert sum(heights(positive)) == sum(heights(negative)) == 100
-    assert "2 runs each, split 2)" in figure._suptitle.get_text()
-    single = figures.draw_pairs({"cm1": [verified(0, 0, 0.2)]}, "MNIST")
-    assert len(single.axes) == 1
 
 
 def test_without_records_nothing_is_drawn(tmp_path):

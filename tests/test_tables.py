@@ -44,7 +44,7 @@ def test_marks_are_filled_and_missing_ones_are_named(tmp_path):
 def test_the_study_s_readme_has_the_tables_of_its_records():
     text = (FOLDER / "README.md").read_text(encoding="utf-8")
     found = tables.study_tables(FOLDER)
-    kinds = ("tuning", "losses", "angles", "unseen")
+    kinds = ("tuning", "losses", "angles")
     assert set(found) == {f"{kind}-{dataset}" for kind in kinds for dataset in ("mnist", "cifar10")}
     for name, content in found.items():
         assert tables.fill(text, name, content) == text
@@ -84,21 +84,6 @@ def test_angles_stand_beside_the_paper_s():
         shown[4]
         == "| *paper, ArcFace* | *14.29* | *71.61* | *38.45* | *65.83* | *28.05* | *66.55* |"
     )
-
-
-def test_a_split_with_collapsed_runs_says_so():
-    def verified(split, seed, accuracy):
-        figures = dict.fromkeys(tables.VERIFICATION, 0.25 * (1 + split + seed))
-        found = {"verification": figures} if accuracy else {}
-        return run(accuracy, split=split, seed=seed, **found)
-
-    fine = [verified(split, seed, 0.9) for seed in (0, 1) for split in (0, 1)]
-    stopped = [verified(0, 0, None), fine[1], verified(0, 1, 0.2), fine[3]]
-    unseen = {"softmax": fine, "arcface": [verified(0, 0, 0.4), *fine[1:]], "cm1": stopped}
-    softmax, arcface, cm1 = tables.unseen_table(unseen).splitlines()[2:]
-    assert softmax.startswith("| softmax | 25.0, 50.0 | 50.0, 75.0 |")
-    assert arcface.startswith("| ArcFace | 50.0 (1 collapsed) | 50.0, 75.0 |")
-    assert cm1.startswith("| CM1 | collapsed | 50.0, 75.0 |")
 
 
 def test_the_interval_of_a_median_of_nine_pairs_is_from_the_second_to_the_eighth():
