@@ -283,7 +283,7 @@ class _ClosedForm(torch.autograd.Function):
         with torch.autocast(x.device.type.replace("meta", "cpu"), enabled=False):
             if batched or torch.is_grad_enabled() or not _eager():
                 return None, *torch.func.vjp(lambda x, W: ctx.compute(x, W)[0], x, W)[1](G)
-            pull, ctx.pull = (W is ctx.W and ctx.pull) or ctx.compute(x, W)[1], None
+            pull, ctx.pull, ctx.W = (W is ctx.W and ctx.pull) or ctx.compute(x, W)[1], None, None
             grads = [g.to(v.dtype) for g, v in zip(pull(G), (x, W), strict=True)]
         return None, *(g if g.dtype == torch.float16 else g.nan_to_num_(math.nan) for g in grads)
 

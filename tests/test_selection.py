@@ -23,7 +23,7 @@ PARTS = {
 CIFAR10_PARTS = {
     "tuning": 36,
     "losses": 18,
-    "unseen": 5,
+    "unseen": 12,
     "margin": 15,
     "corruption": 5,
     "unwhitened": 1,
