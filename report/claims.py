@@ -169,6 +169,13 @@ def of_unseen_classes() -> dict[str, bool]:
         "a network of animals tells vehicles apart hardly better than by chance": all(
             list(of) == [0] and 40 < of[0] < 50 for of in vehicles
         ),
+        "on CIFAR-10 softmax has the lowest error rate, and the fewest true accepts": all(
+            unseen.by_seed(objects[plain], split, key)[0]
+            < unseen.by_seed(objects[head], split, key)[0]
+            for key in ("eer", "tar_01")
+            for head in heads
+            for split in range(unseen.SPLITS)
+        ),
         "errors on unseen digits go with the ratio and W-EC": (
             signs_of(correlations_by_split("mnist")["ratio"]) == [1, 1, 1]
             and signs_of(correlations_by_split("mnist")["W-EC"]) == [-1, -1, -1]

@@ -82,8 +82,8 @@ def compute(folder: Path, data_folder: Path) -> None:
 
 def draw(folder: Path) -> plt.Figure:
     """θ to the own centre over the steps, a line for each seed. It is to be printed 3.4 in wide."""
-    figure, axes = plt.subplots(figsize=(3.4, 2.6))
     runs = records.load_lines(folder / "collapse-cifar10.jsonl")
+    figure, axes = plt.subplots(figsize=(3.4, 2.6))
     for rise, colour, label in ((0.0, ORANGE, "whole m"), (0.6, BLUE, "rising m")):
         chosen = [
             run
