@@ -116,10 +116,11 @@ def by_seed(runs: list[StudyRecord], split: int | None, key: str) -> dict[int, f
     return {seed: float(np.mean(of)) for seed, of in found.items() if len(of) == wanted}
 
 
-def difference(found: RunsByLoss, loss: str, split: int | None, to: str = "arcface") -> list[float]:
-    """A loss's equal error rate minus another's with the same seed, in points; as in
-    :func:`by_seed`."""
-    mine, other = (by_seed(found[name], split, "eer") for name in (loss, to))
+def difference(
+    found: RunsByLoss, loss: str, split: int | None, to: str = "arcface", key: str = "eer"
+) -> list[float]:
+    """A figure of a loss minus another's with the same seed, in points; as in :func:`by_seed`."""
+    mine, other = (by_seed(found[name], split, key) for name in (loss, to))
     return [value - other[seed] for seed, value in mine.items() if seed in other]
 
 
@@ -130,7 +131,7 @@ def table(folder: Path, dataset: str) -> str:
     names = {run["split"]: run["verification"]["unseen"] for run in found["arcface"]}
     for split in (*sorted(names), None):
         for loss, runs in found.items():
-            label = "mean over the splits" if split is None else ", ".join(names[split])
+            label = "mean over the choices" if split is None else ", ".join(names[split])
             values = {key: list(by_seed(runs, split, key).values()) for key in FIGURES}
             cells = [mean_ci(of, 1) for of in values.values()]
             own = loss == "arcface"

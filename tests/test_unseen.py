@@ -115,11 +115,11 @@ def test_the_records_are_of_the_default_recipe(dataset):
 def test_differences_are_paired_by_seed_and_the_mean_needs_all_splits(folder):
     lines = unseen.table(folder, "mnist").splitlines()[2:]
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
-    assert [row[0] for row in cells[::4]] == ["0, 9", "1, 9", "2, 9", "mean over the splits"]
+    assert [row[0] for row in cells[::4]] == ["0, 9", "1, 9", "2, 9", "mean over the choices"]
     softmax = {row[0]: row[1:] for row in cells if row[1] == "softmax"}
     assert softmax["1, 9"][1:4] == ["2", "10.0, 10.0", "−1.0, −2.0"]
     assert softmax["2, 9"][1:4] == ["1", "10.0", "−2.0"]  # CosFace has the first seed only
-    assert softmax["mean over the splits"][1:4] == ["1", "10.0", "−1.0"]
+    assert softmax["mean over the choices"][1:4] == ["1", "10.0", "−1.0"]
     arcface = next(row for row in cells if row[:2] == ["1, 9", "ArcFace"])
     assert arcface[2:] == ["2", "11.0, 12.0", "–", "90.0, 90.0", "50.0, 50.0", "25.0, 25.0"]
 
