@@ -1,0 +1,212 @@
+"""Is ArcFace ahead when each loss has its best settings? python -m study.best [--data DIR]
+
+Of each loss nine settings (its scale, its margin, the learning rate of the last layer) are tried in
+the scripts' default recipes, and the most accurate on held-out training images is trained with
+several seeds; beside them the paper's s = 64 and m = 0.5, with three learning rates. Records are in
+figures/study/, those of the search are margin-tuning-*.jsonl; none is computed twice, and an
+interrupted one is resumed. ``--figures-only`` writes the tables from the records alone.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from experiment import data
+from experiment.figures import LOSS_STYLE
+from experiment.recipe import LOSSES, Recipe
+from experiment.records import ROOT
+from study import margin
+from study.runs import Study, Task, outcome, train_and_draw
+from study.selection import RunsByLoss, StudyRecord, differences, finished, load
+from study.tables import markdown, mean_ci, setting_cells
+
+ARCFACE, PAPER = LOSS_STYLE["arcface"][0], "ArcFace, s = 64, m = 0.5"
+COMPARED = {  # the losses, on each data set
+    "mnist": LOSSES,
+    "cifar10": ("softmax", "norm-softmax", "arcface"),
+}
+SETTINGS = ("scale", "margin", "head_lr")  # what a search chooses
+RATES = (0.25, 0.5, 2.0, 4.0)  # of the last layer, times the recipe's
+MARGINS = {  # besides the recipe's; the last of each is the paper's
+    "sphereface": (1.2, 1.35),
+    "cosface": (0.2, 0.35),
+    "arcface": (0.3, 0.5),
+}
+
+# --- the runs -------------------------------------------------------------------------------------
+
+
+def rounds(recipe: Recipe, loss: str) -> list[list[dict[str, Any]]]:
+    """What the nine trials of a loss's search change of the best setting so far: its scale, then
+    its margin, then the last layer's learning rate. Where there is no margin to choose, more
+    scales; of softmax learning rates alone."""
+    if loss == "softmax":
+        rate = recipe.learning_rates["linear head"]
+        return [[{"head_lr": rate * 2.0**k} for k in range(-4, 5)]]
+    margins = [{"margin": value} for value in MARGINS.get(loss, ())]
+    scales = [{"scale": recipe.scale * k} for k in ((0.5, 1, 2) if margins else (0.5, 1, 2, 4, 8))]
+    return [scales, margins, head_rates(recipe, RATES)]
+
+
+def head_rates(recipe: Recipe, factors: Sequence[float]) -> list[dict[str, Any]]:
+    """The last layer's learning rate, times each of the factors."""
+    return [{"head_lr": recipe.learning_rates["head"] * k} for k in factors]
+
+
+def search(study: Study, start: Task, trials: list[list[dict[str, Any]]]) -> Task:
+    """Of a task and of what is tried in its place that with the best setting."""
+    setup, runs = study.setups[start.dataset], []
+    held_out = study.sources[start.dataset].for_validation(setup.held_out)
+    best_so_far = start
+    for changes in trials:
+        for change in changes:
+            measured = partial(outcome, views=setup.recipe.views)
+            runs.append(study.run(replace(best_so_far, **change), held_out, measured))
+        best_so_far = replace(start, **{key: best(runs)[key] for key in SETTINGS})
+    return best_so_far
+
+
+def best(runs: list[StudyRecord]) -> StudyRecord:
+    """The most accurate; of equal ones that of the smallest scale, margin and learning rate."""
+    return max(sorted(runs, key=by_setting), key=lambda run: run["test_accuracy"] or 0.0)
+
+
+def by_setting(run: StudyRecord) -> list[float]:
+    """What runs are sorted by, smallest setting first."""
+    return [run[key] or 0.0 for key in SETTINGS]
+
+
+def choose(study: Study, dataset: str) -> list[Task]:
+    """Each of COMPARED with the setting that its search chose, and the paper's with its rate."""
+    recipe = study.setups[dataset].recipe
+    usual: dict[str, Any] = {"part": "margin-tuning", "dataset": dataset, "named_by": SETTINGS}
+    usual |= {"epochs": recipe.epochs, "head_lr": recipe.learning_rates["head"]}
+    chosen = []
+    for loss in COMPARED[dataset]:
+        scale = None if loss == "softmax" else recipe.scale
+        own = recipe.default_margins.get(loss)
+        start = Task(loss=loss, scale=scale, margin=own, **usual)
+        chosen.append(search(study, start, rounds(recipe, loss)))
+    start = Task(loss="arcface", scale=64.0, margin=0.5, **usual)
+    return [*chosen, search(study, start, [head_rates(recipe, margin.RATES)])]
+
+
+def compute(folder: Path, data_folder: Path) -> None:
+    """Train what has no record yet: first each search, then, seed by seed, what they chose."""
+    for dataset in COMPARED:
+        setup = margin.SETUPS[dataset]
+        source = data.load(setup.recipe.dataset, data_folder)
+        total = (9 + setup.seeds) * len(COMPARED[dataset]) + len(margin.RATES) + setup.seeds
+        compare(Study(folder, {dataset: setup}, {dataset: source}, total), dataset)
+
+
+def compare(study: Study, dataset: str) -> None:
+    """Choose each setting, and train what no other part of the study has trained with it."""
+    setup, chosen = study.setups[dataset], choose(study, dataset)
+    for seed in range(setup.seeds):
+        for task in chosen:
+            of = replace(task, part="best", seed=seed, named_by=(*SETTINGS, "seed"))
+            if seed in (run["seed"] for run in trained(study.folder, dataset, vars(of))):
+                study.bar.update()
+                continue
+            measured = partial(outcome, views=setup.recipe.views)
+            study.run(of, study.sources[dataset], measured)
+    study.bar.close()
+
+
+# --- what they say --------------------------------------------------------------------------------
+
+
+def trained(folder: Path, dataset: str, setting: StudyRecord) -> list[StudyRecord]:
+    """The trainings with a setting on all training images, one of each seed: those made here, and
+    those of study.margin and study.corruption."""
+    parts = [load(folder, part, dataset) for part in ("corruption", "margin", "best")]
+    runs = [run for of in parts for run in of.get(setting["loss"], [])]
+    same = [run for run in runs if all(run[key] == setting[key] for key in SETTINGS)]
+    by_seed = {run["seed"]: run for run in same}
+    return [by_seed[seed] for seed in sorted(by_seed)]
+
+
+def tried(folder: Path, dataset: str) -> RunsByLoss:
+    """The runs of each finished search by the name of what it chose for, in the order of their
+    settings."""
+    found = load(folder, "margin-tuning", dataset)
+    arcface = found.get("arcface", [])
+    paper = [run for run in arcface if (run["scale"], run["margin"]) == (64.0, 0.5)]
+    names = {LOSS_STYLE[loss][0]: found.get(loss, []) for loss in COMPARED[dataset]}
+    names |= {ARCFACE: [run for run in arcface if run not in paper], PAPER: paper}
+    budget = dict.fromkeys(names, 9) | {PAPER: len(margin.RATES)}
+    return {
+        name: sorted(of, key=by_setting) for name, of in names.items() if len(of) == budget[name]
+    }
+
+
+def runs(folder: Path, dataset: str) -> RunsByLoss:
+    """The trainings with the chosen settings, of the seeds that all have; none before they do."""
+    searches = tried(folder, dataset)
+    if len(searches) <= len(COMPARED[dataset]):
+        return {}
+    made = {name: trained(folder, dataset, best(of)) for name, of in searches.items()}
+    common = set.intersection(*({run["seed"] for run in of} for of in made.values()))
+    found = {name: [run for run in of if run["seed"] in common] for name, of in made.items()}
+    return found if common else {}
+
+
+def search_table(folder: Path, dataset: str) -> str:
+    """All trials, in Markdown; what each search chose is bold."""
+    lines = []
+    for name, of in tried(folder, dataset).items():
+        cells = []
+        for run in of:
+            result = f"{100 * run['test_accuracy']:.2f}" if run["test_accuracy"] else "collapsed"
+            text = f"{' / '.join(setting_cells(run))}: {result}"
+            cells.append(f"**{text}**" if run is best(of) else text)
+        lines.append([name, *cells, *[""] * (9 - len(cells))])
+    return markdown(["s / margin / head learning rate: accuracy, %", *[""] * 9], lines)
+
+
+def table(folder: Path, dataset: str) -> str:
+    """Accuracies and angles of each loss with its best setting, in Markdown."""
+    found, lines = runs(folder, dataset), []
+    for name, of in found.items():
+        done = finished(of)
+        cells = [name, *setting_cells(of[0]), str(len(done))]
+        for key in ("accuracy", "accuracy_tta"):
+            known = all(run[key] is not None for run in done)
+            cells.append(mean_ci([100 * run[key] for run in done], 2) if known else "–")
+            known = known and name != ARCFACE
+            cells.append(mean_ci(differences(found, name, ARCFACE, key), 2) if known else "–")
+        for key in ("w_ec", "intra_test", "inter_test"):
+            cells.append(mean_ci([run["angles"][key] for run in done], 1))
+        lines.append(cells)
+    head = ["loss", "s", "margin", "head learning rate", "seeds", "test accuracy, %"]
+    head += ["difference to ArcFace, points", "with TTA, %", "difference to ArcFace, points"]
+    return markdown([*head, "W-EC, °", "Intra, test, °", "Inter, test, °"], lines)
+
+
+def tables(folder: Path) -> dict[str, str]:
+    """Those that have records, by the names of their marks."""
+    found = {}
+    for dataset in COMPARED:
+        if tried(folder, dataset):
+            found[f"best-search-{dataset}"] = search_table(folder, dataset)
+        if runs(folder, dataset):
+            found[f"best-{dataset}"] = table(folder, dataset)
+    return found
+
+
+def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
+    """Run what has no record yet, then fill the tables. Returns the exit status.
+
+    Args:
+        root: the folder of figures/, where records are kept.
+    """
+    folder = root / "figures" / "study"
+    return train_and_draw(__doc__, argv, partial(compute, folder), folder, {}, tables)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,136 @@
+"""study/best.py: how each loss's settings are searched, and what is trained with them."""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from experiment import records
+from study import best, margin, tables
+from study.selection import load
+
+FOLDER = records.ROOT / "figures" / "study"
+RECIPE = margin.SETUPS["mnist"].recipe
+
+
+class FakeStudy:
+    """Writes records without training; ``accuracy`` is called with a task."""
+
+    def __init__(self, folder, accuracy=lambda task: 0.9, seeds=2):
+        setup = replace(margin.SETUPS["mnist"], seeds=seeds)
+        self.folder, self.setups, self.accuracy = folder, {"mnist": setup}, accuracy
+        self.sources, self.bar, self.tasks = {"mnist": self}, self, []
+
+    def for_validation(self, count):
+        return f"the last {count}"
+
+    def run(self, task, source, measure):
+        self.tasks.append((task, source))
+        value = self.accuracy(task)
+        found = asdict(task) | {"name": task.name, "accuracy": value, "test_accuracy": value}
+        angles = {"w_ec": 5.0, "intra_test": 10.0, "inter_test": 90.0}
+        found |= {"accuracy_tta": None, "angles": angles}
+        records.append_line(self.folder / f"{task.part}-mnist.jsonl", found)
+        return found
+
+    def update(self):
+        pass
+
+    def close(self):
+        pass
+
+
+def closeness(task):
+    """Highest at s = 16, with the largest margin and twice the recipe's rate."""
+    rate = task.head_lr / RECIPE.learning_rates["linear head" if task.scale is None else "head"]
+    return 0.9 - abs((task.scale or 16) - 16) / 1e3 + (task.margin or 0) / 1e3 - abs(rate - 2) / 1e3
+
+
+def test_every_loss_has_nine_trials_and_the_paper_three(tmp_path):
+    study = FakeStudy(tmp_path, closeness)
+    chosen = best.choose(study, "mnist")
+    assert {source for _, source in study.tasks} == {"the last 10000"}
+    of_paper = [task for task, _ in study.tasks if task.scale == 64 and task.margin == 0.5]
+    assert len(of_paper) == len({task.head_lr for task in of_paper}) == 3
+    for loss in best.COMPARED["mnist"]:
+        made = [t for t, _ in study.tasks if t.loss == loss and t not in of_paper]
+        assert len(made) == len({task.name for task in made}) == 9
+    found = {task.loss: task for task in chosen[:-1]}
+    rates = RECIPE.learning_rates
+    assert found["softmax"].head_lr == 2 * rates["linear head"]
+    assert {task.scale for task in chosen} == {None, 16.0, 64.0}
+    assert all(found[loss].head_lr == 2 * rates["head"] for loss in ("cm1", "arcface", "cosface"))
+    margins = [found[loss].margin for loss in ("norm-softmax", "sphereface", "cosface", "arcface")]
+    assert margins == [None, 1.35, 0.35, 0.5]
+
+
+def test_the_search_begins_with_the_recipes_own_settings(tmp_path):
+    """So what it chooses is never less accurate on the held-out images than these."""
+    study = FakeStudy(tmp_path)
+    best.choose(study, "mnist")
+    for loss in best.COMPARED["mnist"]:
+        own = RECIPE.learning_rates["linear head" if loss == "softmax" else "head"]
+        made = [(t.scale, t.margin, t.head_lr) for t, _ in study.tasks if t.loss == loss]
+        scale = None if loss == "softmax" else RECIPE.scale
+        assert (scale, RECIPE.default_margins.get(loss), own) in made
+
+
+def test_of_equal_trials_the_smallest_setting_is_chosen():
+    def trial(scale, margin, rate, accuracy):
+        return {"scale": scale, "margin": margin, "head_lr": rate, "test_accuracy": accuracy}
+
+    runs = [trial(8, 0.1, 0.2, 0.9), trial(4, 0.3, 0.2, 0.9), trial(4, 0.1, 0.4, 0.9)]
+    assert best.best(runs) is runs[2]
+    collapsed = trial(2, 0.1, 0.1, None)
+    assert best.best([collapsed, *runs]) is runs[2]
+
+
+def test_what_is_chosen_is_trained_with_every_seed_and_nothing_twice(tmp_path):
+    chosen = best.choose(FakeStudy(tmp_path / "search", closeness), "mnist")
+    arcface = replace(chosen[4], part="margin", seed=1, named_by=("seed",))
+    assert arcface.loss == "arcface"
+    other = replace(arcface, margin=0.1, seed=0)
+    before = FakeStudy(tmp_path, closeness)
+    for task in (arcface, other):  # of study.margin: one with the chosen setting, one without
+        before.run(task, None, None)
+    study = FakeStudy(tmp_path, closeness)
+    best.compare(study, "mnist")
+    made = [task for task, source in study.tasks if source is study]
+    assert len(made) == 2 * 7 - 1
+    assert {(t.scale, t.margin, t.head_lr) for t in made} == {
+        (t.scale, t.margin, t.head_lr) for t in chosen
+    }
+    assert [t.seed for t in made] == [0] * 7 + [1] * 6
+    found = best.runs(tmp_path, "mnist")
+    assert list(found) == [*(best.LOSS_STYLE[loss][0] for loss in best.LOSSES), best.PAPER]
+    assert [[run["seed"] for run in of] for of in found.values()] == [[0, 1]] * 7
+    assert found[best.ARCFACE][1]["part"] == "margin"
+    rows = best.table(tmp_path, "mnist").splitlines()
+    cells = "2 | 90.00, 90.00 | −0.05, −0.05 | – | – | 5.0, 5.0 | 10.0, 10.0 | 90.0, 90.0 |"
+    assert rows[2] == f"| softmax | – | – | 0.04 | {cells}"
+    marked = best.tables(tmp_path)
+    assert list(marked) == ["best-search-mnist", "best-mnist"]
+    assert marked["best-search-mnist"].count("**") == 2 * 7
+    assert "**16 / 0.5 / 0.4: 90.05**" in marked["best-search-mnist"]
+
+
+def test_an_unfinished_search_is_neither_shown_nor_compared(tmp_path):
+    study = FakeStudy(tmp_path, closeness)
+    best.compare(study, "mnist")
+    path = tmp_path / "margin-tuning-mnist.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:-1]))
+    assert best.runs(tmp_path, "mnist") == {}
+    assert best.PAPER not in best.tried(tmp_path, "mnist")
+    assert list(best.tables(tmp_path)) == ["best-search-mnist"]
+    assert best.tables(Path("/nowhere")) == {}
+
+
+@pytest.mark.parametrize("dataset", best.COMPARED)
+def test_the_page_has_the_tables_of_the_records(dataset):
+    text = (FOLDER / "README.md").read_text(encoding="utf-8")
+    for name, content in best.tables(FOLDER).items():
+        assert tables.fill(text, name, content) == text
+    found = load(FOLDER, "margin-tuning", dataset)
+    names = [run["name"] for of in found.values() for run in of]
+    assert len(names) == len(set(names))
