@@ -25,7 +25,7 @@ CIFAR10_PARTS = {
     "losses": 18,
     "unseen": 12,
     "margin": 15,
-    "corruption": 5,
+    "corruption": 6,
     "unwhitened": 1,
 }
 
