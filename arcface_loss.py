@@ -1,5 +1,4 @@
 """ArcFace (Deng et al., CVPR 2019) and its family of angular margins, as one PyTorch module.
-
 This file needs torch and nothing else: copy it into your project.
 
     head = ArcMarginProduct(in_features=512, out_features=1000, s=64.0, m=0.5)
@@ -9,6 +8,7 @@ This file needs torch and nothing else: copy it into your project.
 """
 
 import math
+from contextvars import ContextVar, copy_context
 from functools import partial
 from numbers import Integral, Real
 from typing import Any
@@ -16,6 +16,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import _C, Tensor, nn
+
+_PLAIN = ContextVar("plain", default=False)  # whether the formula is made for autograd
 
 
 class ArcMarginProduct(nn.Module):
@@ -37,41 +39,37 @@ class ArcMarginProduct(nn.Module):
     CM2                         0.9   0.4   0.15
     ==========================  ====  ====  =====
 
-    Where the cosine would turn upwards again, φ continues downwards. For m1 = 1 and θ > π − m it is
-    cos θ − m·sin m − m3, the form in common use, which drops a little at the seam. Otherwise, with
-    ψ = m1·θ + m and k = ⌊ψ/π⌋, it is (−1)^k·cos ψ − 2k − m3, SphereFace's own continuation
-    (https://arxiv.org/abs/1704.08063, eq. 7), which has no seam.
+    Where the cosine would rise again, φ goes on falling: for m1 = 1 and θ > π − m as in common use,
+    cos θ − m·sin m − m3, with a small drop at the seam; else as SphereFace's, without one: with
+    ψ = m1·θ + m and k = ⌊ψ/π⌋, (−1)^k·cos ψ − 2k − m3 (https://arxiv.org/abs/1704.08063, eq. 7).
 
     Args:
         in_features, out_features: d, the length of an embedding, and n, the number of classes.
         s: the scale of the logits, > 0: the radius of the hypersphere.
         m: the additive angular margin in radians (the paper's m2), in [0, π/2].
-        easy_margin: the margin only for θ_y < 90°; at 90° the logit then jumps up by ≈ s·sin m.
+        easy_margin: the margin only for θ_y < 90°; at 90° ArcFace's logit then jumps by s·sin m.
         m1, m3: the multiplicative angular margin, > 0, and the additive cosine margin, ≥ 0.
         device, dtype: of ``weight``, the state dict's only entry: n × d, a row for each centre.
 
-    All is computed in float32 (float64 if an input is), under autocast too, for rows of any length;
-    a zero row is at 90° to everything. A gradient, which grows as 1/length, ends at the largest
-    number of its dtype, but becomes infinite in float16, for a GradScaler to see.
+    All is computed in float32 (float64 if x or ``weight`` is), under autocast too, for rows of any
+    length; a zero row is at 90° to everything. A gradient, which grows as 1/length, ends at the
+    largest number of its dtype, but becomes infinite in float16, for a GradScaler to see.
 
-    In a larger system: DistributedDataParallel and hooks see only calls of the wrapped module, so
-    call ``loss`` inside its forward; FSDP2 needs ``register_fsdp_forward_method(head, "loss")``.
-    Under torch.compile, export, torch.func, forward AD and ``create_graph=True`` the plain formula
-    is differentiated (but for torch.compile to any order). ``loss`` is then F.cross_entropy of all
-    logits, gradients may overflow, autocast reaches its products; traced labels are not checked.
+    In a larger system: DistributedDataParallel and hooks (as of the old weight_norm) see only calls
+    of the module, so call ``loss`` in one that wraps it; FSDP2: ``register_fsdp_forward_method``.
+    With torch.compile, export, torch.func, forward AD and ``create_graph=True`` the plain formula
+    is differentiated, to any order but by torch.compile: ``loss`` is F.cross_entropy of all logits,
+    gradients may overflow, autocast reaches their products, and traced labels are not checked.
     """
 
-    def __init__(
-        self, in_features: int, out_features: int, s: float = 30.0, m: float = 0.50,
+    def __init__(self, in_features: int, out_features: int, s: float = 30.0, m: float = 0.50,
         easy_margin: bool = False, m1: float = 1.0, m3: float = 0.0, *,
-        device: torch.device | str | int | None = None, dtype: torch.dtype | None = None,
-    ) -> None:  # fmt: skip
+        device: torch.types.Device = None, dtype: torch.dtype | None = None) -> None:  # fmt: skip
         super().__init__()
-        self.in_features, self.out_features = in_features, out_features
+        self.in_features, self.out_features = d, n = in_features, out_features
         self.s, self.m, self.m1, self.m3, self.easy_margin = s, m, m1, m3, easy_margin
         self._check_settings()
-        weight = torch.empty(out_features, in_features, device=device, dtype=dtype)
-        self.weight = nn.Parameter(weight)
+        self.weight = nn.Parameter(torch.empty(n, d, device=device, dtype=dtype))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -132,20 +130,20 @@ class ArcMarginProduct(nn.Module):
 
     def _check(self, x: Tensor, label: Tensor | None, optional: bool) -> None:
         self._check_settings()  # they may have been set anew
-        n, d = self.out_features, self.in_features
         given = [v.dtype if isinstance(v, Tensor) else f"{v!r:.60}" for v in (x, label)]
-        if not (isinstance(x, Tensor) and x.is_floating_point()):
-            raise TypeError(f"input is {given[0]}; it must be floating point")
-        if x.ndim != 2 or x.shape[1] != d:
+        if not (isinstance(x, Tensor) and x.is_floating_point() and x.itemsize > 1):
+            raise TypeError(f"input is {given[0]}; it must be floating point, of 16 bits or more")
+        if x.shape[1:] != ((d := self.in_features),):
             raise ValueError(f"input has shape {tuple(x.shape)}; it must be (N, {d})")
         if optional and label is None:
             return
         if not (isinstance(label, Tensor) and label.dtype == torch.int64):
             raise TypeError(f"label is {given[1]}; it must be torch.int64: label.long()")
-        if label.shape != (shape := x.shape[:1]):
-            raise ValueError(f"label has shape {tuple(label.shape)}; it must be {tuple(shape)}")
+        if (label.shape, label.device) != (x.shape[:1], x.device):
+            needed = f"{tuple(x.shape[:1])}, on {x.device} like input"
+            raise ValueError(f"label has shape {tuple(label.shape)}; it must be {needed}")
         if label.device.type == "cpu" and type(label) is Tensor and _eager():
-            for bad in label[(label < 0) | (label >= n)]:
+            for bad in label[(label < 0) | (label >= (n := self.out_features))]:
                 raise ValueError(f"label contains {bad}; labels must be in [0, {n - 1}]")
 
 
@@ -178,7 +176,7 @@ def _sphere(head: ArcMarginProduct, label: Any, needs: Any, x: Tensor, W: Tensor
         W_y = F.embedding(label, whole[0][0]) if whole else unit(F.embedding(label, W).to(dtype))
         theta = angle(x_hat, W_y)[:, None]
         (phi, slope), sin = head.target_cosine(theta), torch.sin(theta)
-        c_y = torch.where(sin > torch.finfo(dtype).eps, slope / sin, 1)
+        c_y = torch.where(sin > 4 * torch.finfo(dtype).eps, slope / sin, 1)
         excess = s * (phi - torch.cos(theta))
 
     def centres() -> Any:
@@ -216,13 +214,11 @@ def _compute(head: Any, label: Any, reduction: Any, block: int, needs: Any, x: A
         return logits(), lambda grad: pull([(slice(None), grad.clone())])
     if not _eager():
         return F.cross_entropy(logits(), label, reduction=reduction), None
-    losses = x_hat.new_ones(len(x))
-    share = losses[:, None] / (len(x) if reduction == "mean" else 1)
-    now = reduction != "none" and any(needs)
+    share = (losses := x_hat.new_ones(len(x)))[:, None] / (len(x) if reduction == "mean" else 1)
+    now = any(needs) and reduction != "none"
 
     def blocks(share: Tensor) -> Any:
-        for i in range(0, len(x), block):
-            rows = slice(i, i + block)
+        for rows in (slice(i, i + block) for i in range(0, len(x), block)):
             z, y = logits(rows), label[rows, None]
             target, peak = z.gather(1, y), z.scatter_(1, y, -math.inf).amax(dim=1, keepdim=True)
             total = z.sub_(peak).exp_().sum(dim=1, keepdim=True)
@@ -279,10 +275,14 @@ class _ClosedForm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, G: Tensor) -> Any:
         x, W = ctx.saved_tensors  # copies, where hooks make some
-        batched = _C._functorch.is_legacy_batchedtensor(G)
         with torch.autocast(x.device.type.replace("meta", "cpu"), enabled=False):
-            if batched or torch.is_grad_enabled() or not _eager():
-                return None, *torch.func.vjp(lambda x, W: ctx.compute(x, W)[0], x, W)[1](G)
+            if _C._functorch.is_legacy_batchedtensor(G) or torch.is_grad_enabled() or not _eager():
+                with torch.enable_grad():
+                    v = [x.view_as(x), W.view_as(W)]  # no path joins these, should W be made of x
+                    value = copy_context().run(lambda: _PLAIN.set(True) and ctx.compute(*v)[0])
+                v, again = [of for of in v if of.requires_grad], torch.is_grad_enabled()
+                made = iter(torch.autograd.grad(value, v, G, create_graph=again))
+                return None, *(next(made) if need else None for need in ctx.needs_input_grad[1:])
             pull, ctx.pull, ctx.W = (W is ctx.W and ctx.pull) or ctx.compute(x, W)[1], None, None
             grads = [g.to(v.dtype) for g, v in zip(pull(G), (x, W), strict=True)]
         return None, *(g if g.dtype == torch.float16 else g.nan_to_num_(math.nan) for g in grads)
@@ -290,7 +290,7 @@ class _ClosedForm(torch.autograd.Function):
 
 def _eager() -> bool:
     """Whether values can be looked at: nothing compiles, exports or transforms."""
-    traced = torch.compiler.is_compiling() or _C._is_tracing()
+    traced = torch.compiler.is_compiling() or _C._is_tracing() or _PLAIN.get()
     forward_mode = torch.autograd.forward_ad._current_level >= 0
     return not (traced or forward_mode or _C._are_functorch_transforms_active())
 

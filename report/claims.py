@@ -176,11 +176,13 @@ def of_unseen_classes() -> dict[str, bool]:
             for split in (*range(unseen.SPLITS), None)
         ),
         "a network of animals tells vehicles apart hardly better than by chance": all(
-            list(of) == [0] and 40 < of[0] < 50 for of in vehicles
+            list(of) == [0, 1] and 40 < min(of.values()) <= max(of.values()) < 50 for of in vehicles
         ),
-        "on CIFAR-10 softmax has the lowest error rate on all three choices": all(
-            max(unseen.difference(objects, plain, split, to=head)) < 0
-            for head in heads
+        "on CIFAR-10 softmax has the lowest error rate in the mean, with both seeds": all(
+            max(unseen.difference(objects, plain, None, to=head)) < 0 for head in heads
+        ),
+        "on CIFAR-10 ArcFace has more errors than normalised softmax, six times of six": all(
+            max(unseen.difference(objects, "norm-softmax", split)) < 0
             for split in range(unseen.SPLITS)
         ),
         "errors on unseen digits go with the ratio and W-EC": (

@@ -146,12 +146,9 @@ def grid_numbers() -> dict[str, Any]:
 
 def unseen_numbers() -> dict[str, Any]:
     """Of unseen digits: the correlation of each angle of the seen ones, and of Inter/Intra, with
-    the error rate on each choice of the classes; heads_…: without softmax. cosface: m3. objects:
-    how many choices CIFAR-10's records are of."""
-    digits, objects = (unseen.records_of(claims.STUDY, name) for name in unseen.SEEDS)
+    the error rate on each choice of the classes; heads_…: without softmax. cosface: m3."""
+    digits = unseen.records_of(claims.STUDY, "mnist")
     found: dict[str, Any] = {"cosface": f"{digits['cosface'][0]['margin']:g}"}
-    choices = {run["split"] for run in objects["arcface"]}
-    found["objects"] = ("no", "one", "two", "three")[len(choices)]
     for start, heads in (("rho", False), ("heads", True)):
         of_angles = claims.correlations_by_split("mnist", heads)
         found |= {f"{start}_{key}": rounded(of) for key, of in of_angles.items()}

@@ -10,9 +10,17 @@ import pytest
 # beside other work took up to ten times as long. OpenMP reads it when it is first imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import torch
+
 import arcface_cifar10
 import arcface_mnist
 from experiment import figures, records, synthetic
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    """Every test begins with the same random numbers, alone or after others."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

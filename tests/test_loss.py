@@ -307,6 +307,8 @@ def test_bad_arguments_are_named(name, value):
             r"label contains 3; labels must be in \[0, 2\]",
         ),
         (torch.randn(2, 4), torch.tensor([-1, 0]), ValueError, "label contains -1"),
+        (torch.randn(2, 4), torch.zeros(2, device="meta").long(), ValueError, "on cpu like input"),
+        (torch.ones(2, 4).to(torch.float8_e4m3fn), torch.zeros(2).long(), TypeError, "16 bits"),
     ],
 )
 def test_bad_input_is_named(call, x, label, error, message):
@@ -530,6 +532,20 @@ def test_gradient_near_the_own_centre(theta, path):
         assert value.isfinite().all() and value.norm() < 3 * right.norm() + 1
         if theta >= 1e-5:
             assert relative(value, right) < 1e-5 + 4e-7 / theta
+
+
+@pytest.mark.parametrize("m1", [1.0, 1.35])
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("d", [8, 64, 512])
+def test_a_multiple_of_the_own_centre_is_not_turned_by_rounding(d, sign, m1):
+    """There the angle's direction is rounding alone, of which c_y ≈ 1/θ would make a full pull."""
+    generator = torch.Generator().manual_seed(d)
+    W, label = torch.randn(300, d, generator=generator), torch.arange(300)
+    x = (sign * (0.1 + torch.rand(300, 1, generator=generator)) * W).requires_grad_()
+    own = head_with(W, s=4.0, m=0.5, m1=m1)(x, label)[label, label]
+    (gradient,) = torch.autograd.grad(own.sum(), x)
+    pull = gradient.norm(dim=1) * x.detach().norm(dim=1)
+    assert pull.max() < 4 * 1e-6 < 4 * math.sin(0.5)
 
 
 @pytest.mark.parametrize("s", [16.0, 64.0, 1000.0])

@@ -5,6 +5,7 @@ import math
 import os
 import pickle
 import socket
+from contextlib import nullcontext
 from functools import partial
 
 import pytest
@@ -38,6 +39,17 @@ class Net(nn.Module):
             case "loss":
                 return self.head.loss(x, label)
         return self.head.loss(x, label, reduction="none").mean()
+
+
+class Calls(nn.Module):
+    """A module whose forward is a method of another one."""
+
+    def __init__(self, head, method, **options):
+        super().__init__()
+        self.head, self.method, self.options = head, method, options
+
+    def forward(self, *arguments):
+        return getattr(self.head, self.method)(*arguments, **self.options)
 
 
 def batch(N=7, device="cpu", dtype=None, seed=0):
@@ -301,6 +313,48 @@ def test_hooks_that_copy_saved_tensors_and_changes_in_place(path, what, n):
                 target = changed.head.weight if what == "weight" else label
                 target.copy_(target.flip(0))
             assert close(gradients(changed, loss), expected)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_gradient_penalty_under_hooks_of_saved_tensors(path):
+    """Inside a checkpoint, with saved tensors on the CPU, and with a weight made from the input."""
+    x, y = batch(dtype=torch.float64)
+    torch.manual_seed(0)
+    head = ArcMarginProduct(6, 5, s=8.0, m=0.3, dtype=torch.float64)
+
+    def penalised(x, weight, logits_of=None):
+        if logits_of is not None:
+            loss = F.cross_entropy(logits_of(x, weight), y)
+        elif path == "forward":
+            loss = F.cross_entropy(functional_call(head, {"weight": weight}, (x, y)), y)
+        else:
+            options = {"reduction": "none"} if path == "none" else {}
+            wrapped = Calls(head, "loss", **options)
+            loss = functional_call(wrapped, {"head.weight": weight}, (x, y)).mean()
+        (g,) = torch.autograd.grad(loss, x, create_graph=True)
+        return loss + g.square().sum()
+
+    def plain(x, weight):
+        u, V = x / x.norm(dim=1, keepdim=True), weight / weight.norm(dim=1, keepdim=True)
+        cos, own = u @ V.T, F.one_hot(y, 5).bool()
+        return 8 * torch.where(own, torch.cos(torch.acos(cos) + 0.3), cos)
+
+    for joined in (False, True):
+        x = x.detach().requires_grad_()
+        weight = (2 * x[:5]).sin() if joined else head.weight
+        wanted = (x,) if joined else (x, head.weight)
+        right = torch.autograd.grad(penalised(x, weight, plain), wanted, retain_graph=joined)
+        for hooks in (
+            torch.autograd.graph.save_on_cpu(),
+            torch.autograd.graph.allow_mutation_on_saved_tensors(),
+            nullcontext(),
+        ):
+            with hooks:
+                found = torch.autograd.grad(penalised(x, weight), wanted, retain_graph=joined)
+            assert close(found, right, rtol=1e-9, atol=1e-12)
+        inside = checkpoint(penalised, x, weight, use_reentrant=False)
+        found = torch.autograd.grad(inside, wanted, retain_graph=joined)
+        assert close(found, right, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -23,7 +23,7 @@ PARTS = {
 CIFAR10_PARTS = {
     "tuning": 36,
     "losses": 18,
-    "unseen": 12,
+    "unseen": 24,
     "margin": 15,
     "corruption": 6,
     "unwhitened": 1,
