@@ -526,9 +526,11 @@ def start(rank, world, port):
 
 
 def finish():
-    """Leave together: a process that is gone can abort the other one's."""
+    """Leave together: a process that is gone can abort the other one's. And at once: gloo's threads
+    can abort an interpreter that is being finalized."""
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
+    os._exit(0)
 
 
 def data_parallel(rank, world, port, path, out):
