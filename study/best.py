@@ -1,4 +1,4 @@
-"""Is ArcFace ahead when each loss has its best settings? python -m study.best [--data DIR]
+"""Is ArcFace ahead when each loss has the best of nine settings? python -m study.best [--data DIR]
 
 Of each loss nine settings (its scale, its margin, the learning rate of the last layer) are tried in
 the scripts' default recipes, and the most accurate on held-out training images is trained with
@@ -7,6 +7,7 @@ figures/study/, those of the search are margin-tuning-*.jsonl; none is computed 
 interrupted one is resumed. ``--figures-only`` writes the tables from the records alone.
 """
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,7 +21,7 @@ from experiment.recipe import LOSSES, Recipe
 from experiment.records import ROOT
 from study import margin
 from study.runs import Study, Task, outcome, train_and_draw
-from study.selection import RunsByLoss, StudyRecord, differences, finished, load
+from study.selection import RunsByLoss, StudyRecord, collapsed, differences, finished, load
 from study.tables import markdown, mean_ci, setting_cells
 
 ARCFACE, PAPER = LOSS_STYLE["arcface"][0], "ArcFace, s = 64, m = 0.5"
@@ -29,26 +30,28 @@ COMPARED = {  # the losses, on each data set
     "cifar10": ("softmax", "norm-softmax", "arcface"),
 }
 SETTINGS = ("scale", "margin", "head_lr")  # what a search chooses
-RATES = (0.25, 0.5, 2.0, 4.0)  # of the last layer, times the recipe's
-MARGINS = {  # besides the recipe's; the last of each is the paper's
-    "sphereface": (1.2, 1.35),
-    "cosface": (0.2, 0.35),
-    "arcface": (0.3, 0.5),
+MARGINS = {  # the recipe's, and a larger one
+    "sphereface": (1.1, 1.35),
+    "cosface": (0.1, 0.2),
+    "arcface": (0.1, 0.3),
 }
 
 # --- the runs -------------------------------------------------------------------------------------
 
 
 def rounds(recipe: Recipe, loss: str) -> list[list[dict[str, Any]]]:
-    """What the nine trials of a loss's search change of the best setting so far: its scale, then
-    its margin, then the last layer's learning rate. Where there is no margin to choose, more
-    scales; of softmax learning rates alone."""
+    """What the nine trials of a loss's search change of the best setting so far: three scales with
+    two margins each, then three other learning rates of the last layer. Where no margin is chosen,
+    five scales and four other rates; of softmax nine rates."""
     if loss == "softmax":
         rate = recipe.learning_rates["linear head"]
         return [[{"head_lr": rate * 2.0**k} for k in range(-4, 5)]]
-    margins = [{"margin": value} for value in MARGINS.get(loss, ())]
-    scales = [{"scale": recipe.scale * k} for k in ((0.5, 1, 2) if margins else (0.5, 1, 2, 4, 8))]
-    return [scales, margins, head_rates(recipe, RATES)]
+    s = recipe.scale
+    if margins := MARGINS.get(loss):
+        pairs = [{"scale": s * k, "margin": value} for k in (1, 2, 4) for value in margins]
+        return [pairs, head_rates(recipe, (0.25, 0.5, 2))]
+    scales = [{"scale": s * k} for k in (0.5, 1, 2, 4, 8)]
+    return [scales, head_rates(recipe, (0.25, 0.5, 2, 4))]
 
 
 def head_rates(recipe: Recipe, factors: Sequence[float]) -> list[dict[str, Any]]:
@@ -57,7 +60,12 @@ def head_rates(recipe: Recipe, factors: Sequence[float]) -> list[dict[str, Any]]
 
 
 def search(study: Study, start: Task, trials: list[list[dict[str, Any]]]) -> Task:
-    """Of a task and of what is tried in its place that with the best setting."""
+    """The task with the best of the settings that are tried.
+
+    Args:
+        trials: the rounds, each of what is changed in its trials of the best setting so far, which
+            is that of ``start`` in the first.
+    """
     setup, runs = study.setups[start.dataset], []
     held_out = study.sources[start.dataset].for_validation(setup.held_out)
     best_so_far = start
@@ -70,8 +78,8 @@ def search(study: Study, start: Task, trials: list[list[dict[str, Any]]]) -> Tas
 
 
 def best(runs: list[StudyRecord]) -> StudyRecord:
-    """The most accurate; of equal ones that of the smallest scale, margin and learning rate."""
-    return max(sorted(runs, key=by_setting), key=lambda run: run["test_accuracy"] or 0.0)
+    """The most accurate; of equal ones that with the lowest loss without a margin."""
+    return max(runs, key=lambda run: (run["test_accuracy"] or 0, -run.get("plain_loss", math.inf)))
 
 
 def by_setting(run: StudyRecord) -> list[float]:
@@ -125,7 +133,7 @@ def trained(folder: Path, dataset: str, setting: StudyRecord) -> list[StudyRecor
     those of study.margin and study.corruption."""
     parts = [load(folder, part, dataset) for part in ("corruption", "margin", "best")]
     runs = [run for of in parts for run in of.get(setting["loss"], [])]
-    same = [run for run in runs if all(run[key] == setting[key] for key in SETTINGS)]
+    same = [run for run in runs if all(run[key] == setting[key] for key in (*SETTINGS, "epochs"))]
     by_seed = {run["seed"]: run for run in same}
     return [by_seed[seed] for seed in sorted(by_seed)]
 
@@ -140,7 +148,7 @@ def tried(folder: Path, dataset: str) -> RunsByLoss:
     names |= {ARCFACE: [run for run in arcface if run not in paper], PAPER: paper}
     budget = dict.fromkeys(names, 9) | {PAPER: len(margin.RATES)}
     return {
-        name: sorted(of, key=by_setting) for name, of in names.items() if len(of) == budget[name]
+        name: sorted(of, key=by_setting) for name, of in names.items() if len(of) >= budget[name]
     }
 
 
@@ -161,7 +169,7 @@ def search_table(folder: Path, dataset: str) -> str:
     for name, of in tried(folder, dataset).items():
         cells = []
         for run in of:
-            result = f"{100 * run['test_accuracy']:.2f}" if run["test_accuracy"] else "collapsed"
+            result = "collapsed" if collapsed(run) else f"{100 * run['test_accuracy']:.2f}"
             text = f"{' / '.join(setting_cells(run))}: {result}"
             cells.append(f"**{text}**" if run is best(of) else text)
         lines.append([name, *cells, *[""] * (9 - len(cells))])

@@ -28,6 +28,7 @@ class FakeStudy:
         self.tasks.append((task, source))
         value = self.accuracy(task)
         found = asdict(task) | {"name": task.name, "accuracy": value, "test_accuracy": value}
+        found["plain_loss"] = 0.1
         angles = {"w_ec": 5.0, "intra_test": 10.0, "inter_test": 90.0}
         found |= {"accuracy_tta": None, "angles": angles}
         records.append_line(self.folder / f"{task.part}-mnist.jsonl", found)
@@ -61,7 +62,7 @@ def test_every_loss_has_nine_trials_and_the_paper_three(tmp_path):
     assert {task.scale for task in chosen} == {None, 16.0, 64.0}
     assert all(found[loss].head_lr == 2 * rates["head"] for loss in ("cm1", "arcface", "cosface"))
     margins = [found[loss].margin for loss in ("norm-softmax", "sphereface", "cosface", "arcface")]
-    assert margins == [None, 1.35, 0.35, 0.5]
+    assert margins == [None, 1.35, 0.2, 0.3]
 
 
 def test_the_search_begins_with_the_recipes_own_settings(tmp_path):
@@ -75,14 +76,14 @@ def test_the_search_begins_with_the_recipes_own_settings(tmp_path):
         assert (scale, RECIPE.default_margins.get(loss), own) in made
 
 
-def test_of_equal_trials_the_smallest_setting_is_chosen():
-    def trial(scale, margin, rate, accuracy):
-        return {"scale": scale, "margin": margin, "head_lr": rate, "test_accuracy": accuracy}
-
-    runs = [trial(8, 0.1, 0.2, 0.9), trial(4, 0.3, 0.2, 0.9), trial(4, 0.1, 0.4, 0.9)]
-    assert best.best(runs) is runs[2]
-    collapsed = trial(2, 0.1, 0.1, None)
-    assert best.best([collapsed, *runs]) is runs[2]
+def test_of_equal_trials_that_with_the_lowest_loss_is_chosen():
+    runs = [
+        {"test_accuracy": accuracy, "plain_loss": loss}
+        for accuracy, loss in ((0.9, 0.3), (0.9, 0.2), (0.9, 0.4), (0.8, 0.1))
+    ]
+    stopped = {"test_accuracy": None}
+    assert best.best([stopped, *runs]) is runs[1]
+    assert best.best([stopped]) is stopped
 
 
 def test_what_is_chosen_is_trained_with_every_seed_and_nothing_twice(tmp_path):
@@ -106,12 +107,12 @@ def test_what_is_chosen_is_trained_with_every_seed_and_nothing_twice(tmp_path):
     assert [[run["seed"] for run in of] for of in found.values()] == [[0, 1]] * 7
     assert found[best.ARCFACE][1]["part"] == "margin"
     rows = best.table(tmp_path, "mnist").splitlines()
-    cells = "2 | 90.00, 90.00 | −0.05, −0.05 | – | – | 5.0, 5.0 | 10.0, 10.0 | 90.0, 90.0 |"
+    cells = "2 | 90.00, 90.00 | −0.03, −0.03 | – | – | 5.0, 5.0 | 10.0, 10.0 | 90.0, 90.0 |"
     assert rows[2] == f"| softmax | – | – | 0.04 | {cells}"
     marked = best.tables(tmp_path)
     assert list(marked) == ["best-search-mnist", "best-mnist"]
     assert marked["best-search-mnist"].count("**") == 2 * 7
-    assert "**16 / 0.5 / 0.4: 90.05**" in marked["best-search-mnist"]
+    assert "**16 / 0.3 / 0.4: 90.03**" in marked["best-search-mnist"]
 
 
 def test_an_unfinished_search_is_neither_shown_nor_compared(tmp_path):
@@ -131,6 +132,8 @@ def test_the_page_has_the_tables_of_the_records(dataset):
     text = (FOLDER / "README.md").read_text(encoding="utf-8")
     for name, content in best.tables(FOLDER).items():
         assert tables.fill(text, name, content) == text
+    for name in (f"best-search-{dataset}", f"best-{dataset}"):
+        assert f"<!-- {name} -->" in text and f"<!-- /{name} -->" in text
     found = load(FOLDER, "margin-tuning", dataset)
     names = [run["name"] for of in found.values() for run in of]
     assert len(names) == len(set(names))
