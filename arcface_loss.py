@@ -40,7 +40,7 @@ class ArcMarginProduct(nn.Module):
     ==========================  ====  ====  =====
 
     Where the cosine would rise again, φ goes on falling: for m1 = 1 and θ > π − m as in common use,
-    cos θ − m·sin m − m3, with a small drop at the seam; else as SphereFace's, without one: with
+    cos θ − m·sin m − m3, which drops at the seam; else as SphereFace's, which does not: with
     ψ = m1·θ + m and k = ⌊ψ/π⌋, (−1)^k·cos ψ − 2k − m3 (https://arxiv.org/abs/1704.08063, eq. 7).
 
     Args:
@@ -55,8 +55,8 @@ class ArcMarginProduct(nn.Module):
     length; a zero row is at 90° to everything. A gradient, which grows as 1/length, ends at the
     largest number of its dtype, but becomes infinite in float16, for a GradScaler to see.
 
-    In a larger system: DistributedDataParallel and hooks (as of the old weight_norm) see only calls
-    of the module, so call ``loss`` in one that wraps it; FSDP2: ``register_fsdp_forward_method``.
+    In a larger system: ``loss`` runs no hooks of this module (parametrizations work) and belongs in
+    the forward of what DistributedDataParallel wraps; FSDP2 needs register_fsdp_forward_method.
     With torch.compile, export, torch.func, forward AD and ``create_graph=True`` the plain formula
     is differentiated, to any order but by torch.compile: ``loss`` is F.cross_entropy of all logits,
     gradients may overflow, autocast reaches their products, and traced labels are not checked.
