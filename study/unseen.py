@@ -190,7 +190,7 @@ def draw_pairs(folder: Path, dataset: str) -> plt.Figure:
         axis.set_title(label_of(loss, runs), loc="left")
     last = axes[-1, 0]
     last.set(xlabel="angle between two embeddings, in degrees")
-    last.set(xlim=(0, 140), xticks=range(0, 141, 20))
+    last.set(xlim=(0, 180), xticks=range(0, 181, 20))
     axes[0, 0].legend(title="pairs")
     title = f"{DATASETS[dataset]}: pairs of unseen classes; the less overlap, the better"
     figure.suptitle(f"{title}\n({describe_runs(found)})")
