@@ -137,7 +137,7 @@ def angles(record: dict, arrays: dict) -> plt.Figure:
     figure, axes = plt.subplots(3, 1, sharex=True, figsize=(3.2, 2.6))
     bins = np.arange(0, 181, 2)
     for axis, theta, when in zip(
-        axes, arrays["snapshots"].astype(float), times(record), strict=True
+        axes, arrays["snapshots"].astype(float), _times(record), strict=True
     ):
         for column, (name, colour, hatch) in enumerate(
             (("own centre", BLUE, None), ("nearest other", ORANGE, "///"))
@@ -311,7 +311,7 @@ def mistakes(record: dict, arrays: dict) -> plt.Figure:
     return figure
 
 
-def times(record: dict) -> tuple[str, str, str]:
+def _times(record: dict) -> tuple[str, str, str]:
     """Names for the three times of the training whose angles are kept."""
     hardest = _hardest(record)
     return "first steps", f"middle steps ({hardest})" if hardest else "middle steps", "last steps"

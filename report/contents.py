@@ -12,7 +12,7 @@ from experiment import label_errors, records
 from experiment.errors import Problem
 from experiment.records import ROOT
 from report import claims
-from study import corruption, grid, margin, seeds, seen, sphere, tables, unseen
+from study import best, corruption, grid, margin, seeds, seen, sphere, tables, unseen
 from study.selection import differences
 
 FLOAT32 = ROOT / "figures/benchmarks/float32.json"
@@ -26,7 +26,7 @@ def numbers() -> dict[str, Any]:
         for those that are the same in all recipes, which in_all lists.
         grid, unseen, seen, sphere, damage: of these parts of the study.
         again: differences of CIFAR-10's other losses to ArcFace, trained again. larger: of the
-            larger margin to none.
+            larger margin to none. to_own: claims.to_own_setting of normalised softmax.
         random: W-Inter of ten random centres. torch_gpu: the version behind the GPU's runs.
         tables: those of the README files, as lists of rows.
 
@@ -35,18 +35,20 @@ def numbers() -> dict[str, Any]:
     """
     try:
         found: dict[str, Any] = {name: run_numbers(name) for name in seeds.DATASETS}
-        markdown = {"results": seeds.table(), **tables.study_tables(ROOT / "figures/study")}
-        markdown |= margin.tables() | unseen.tables(ROOT / "figures/study")
+        markdown = {"results": seeds.table(), **margin.tables()}
+        markdown |= best.tables(claims.STUDY) | unseen.tables(claims.STUDY)
         claims.check((ROOT / "report/report.typ").read_text(encoding="utf-8"))
         found["recipes"], found["in_all"] = recipe_rows()
         found |= {"grid": grid_numbers(), "unseen": unseen_numbers(), "seen": seen_numbers()}
         cifar = margin.runs("cifar10")
         found["again"] = [
-            tables.mean_ci(differences(cifar, name, margin.AGAIN, "accuracy"), 2)
-            for name in margin.OTHERS
+            tables.mean_ci(differences(cifar, name, margin.AGAIN), 2) for name in margin.OTHERS
+        ]
+        found["to_own"] = [
+            tables.mean_ci(of, 2) for of in claims.to_own_setting("normalised softmax")
         ]
         _, without, larger = margin.OTHERS
-        found["larger"] = tables.mean_ci(differences(cifar, larger, without, "accuracy"), 2)
+        found["larger"] = tables.mean_ci(differences(cifar, larger, without), 2)
         found["sphere"], found["damage"] = sphere_numbers(), damage_numbers()
         found |= {"random": {f"d{d}": f"{claims.random_centres(d):.1f}°" for d in (128, 256)}}
         on_gpu = records.load_json(ROOT / "figures/cifar10/gpu.json")

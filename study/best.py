@@ -4,7 +4,7 @@ Of each loss nine settings (its scale, its margin, the learning rate of the last
 the scripts' default recipes, and the most accurate on held-out training images is trained with
 several seeds; beside them the paper's s = 64 and m = 0.5, with three learning rates. Records are in
 figures/study/, those of the search are margin-tuning-*.jsonl; none is computed twice, and an
-interrupted one is resumed. ``--figures-only`` writes the tables from the records alone.
+interrupted one is resumed. ``--figures-only`` writes tables and pictures from the records alone.
 """
 
 import math
@@ -15,16 +15,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
+
 from experiment import data
 from experiment.figures import LOSS_STYLE
 from experiment.recipe import LOSSES, Recipe
 from experiment.records import ROOT
-from study import margin
+from study import figures, margin
 from study.runs import Study, Task, outcome, train_and_draw
-from study.selection import RunsByLoss, StudyRecord, collapsed, differences, finished, load
-from study.tables import markdown, mean_ci, setting_cells
+from study.selection import ARCFACE, DATASETS, RunsByLoss, StudyRecord, collapsed, load
+from study.tables import ACCURACY_HEAD, accuracy_cells, angles_table, markdown, setting_cells
 
-ARCFACE, PAPER = LOSS_STYLE["arcface"][0], "ArcFace, s = 64, m = 0.5"
+PAPER = "ArcFace, s = 64, m = 0.5"
 COMPARED = {  # the losses, on each data set
     "mnist": LOSSES,
     "cifar10": ("softmax", "norm-softmax", "arcface"),
@@ -68,11 +70,11 @@ def search(study: Study, start: Task, trials: list[list[dict[str, Any]]]) -> Tas
     """
     setup, runs = study.setups[start.dataset], []
     held_out = study.sources[start.dataset].for_validation(setup.held_out)
+    measure = partial(outcome, views=setup.recipe.views)
     best_so_far = start
     for changes in trials:
         for change in changes:
-            measured = partial(outcome, views=setup.recipe.views)
-            runs.append(study.run(replace(best_so_far, **change), held_out, measured))
+            runs.append(study.run(replace(best_so_far, **change), held_out, measure))
         best_so_far = replace(start, **{key: best(runs)[key] for key in SETTINGS})
     return best_so_far
 
@@ -114,14 +116,14 @@ def compute(folder: Path, data_folder: Path) -> None:
 def compare(study: Study, dataset: str) -> None:
     """Choose each setting, and train what no other part of the study has trained with it."""
     setup, chosen = study.setups[dataset], choose(study, dataset)
+    measure = partial(outcome, views=setup.recipe.views)
     for seed in range(setup.seeds):
         for task in chosen:
             of = replace(task, part="best", seed=seed, named_by=(*SETTINGS, "seed"))
             if seed in (run["seed"] for run in trained(study.folder, dataset, vars(of))):
                 study.bar.update()
                 continue
-            measured = partial(outcome, views=setup.recipe.views)
-            study.run(of, study.sources[dataset], measured)
+            study.run(of, study.sources[dataset], measure)
     study.bar.close()
 
 
@@ -176,23 +178,12 @@ def search_table(folder: Path, dataset: str) -> str:
     return markdown(["s / margin / head learning rate: accuracy, %", *[""] * 9], lines)
 
 
-def table(folder: Path, dataset: str) -> str:
-    """Accuracies and angles of each loss with its best setting, in Markdown."""
-    found, lines = runs(folder, dataset), []
-    for name, of in found.items():
-        done = finished(of)
-        cells = [name, *setting_cells(of[0]), str(len(done))]
-        for key in ("accuracy", "accuracy_tta"):
-            known = all(run[key] is not None for run in done)
-            cells.append(mean_ci([100 * run[key] for run in done], 2) if known else "–")
-            known = known and name != ARCFACE
-            cells.append(mean_ci(differences(found, name, ARCFACE, key), 2) if known else "–")
-        for key in ("w_ec", "intra_test", "inter_test"):
-            cells.append(mean_ci([run["angles"][key] for run in done], 1))
-        lines.append(cells)
-    head = ["loss", "s", "margin", "head learning rate", "seeds", "test accuracy, %"]
-    head += ["difference to ArcFace, points", "with TTA, %", "difference to ArcFace, points"]
-    return markdown([*head, "W-EC, °", "Intra, test, °", "Inter, test, °"], lines)
+def table(made: RunsByLoss) -> str:
+    """Accuracies of each loss with its best setting, in Markdown."""
+    lines = [
+        [name, *setting_cells(of[0]), *accuracy_cells(made, name)] for name, of in made.items()
+    ]
+    return markdown(["loss", "s", "margin", "head learning rate", *ACCURACY_HEAD], lines)
 
 
 def tables(folder: Path) -> dict[str, str]:
@@ -201,19 +192,36 @@ def tables(folder: Path) -> dict[str, str]:
     for dataset in COMPARED:
         if tried(folder, dataset):
             found[f"best-search-{dataset}"] = search_table(folder, dataset)
-        if runs(folder, dataset):
-            found[f"best-{dataset}"] = table(folder, dataset)
+        if made := runs(folder, dataset):
+            found[f"best-{dataset}"] = table(made)
+            found[f"angles-{dataset}"] = angles_table(made)
     return found
 
 
+def draw_accuracy(folder: Path, *, dataset: str) -> plt.Figure | None:
+    """Accuracies of each loss with its best setting; None without records."""
+    title = f"{DATASETS[dataset]}: each loss with the best of its settings"
+    made = runs(folder, dataset)
+    return figures.draw_accuracy(made, title) if made else None
+
+
+def draw_angles(folder: Path, *, dataset: str) -> plt.Figure | None:
+    """Their angles; None without records."""
+    title = f"{DATASETS[dataset]}: W-EC and Intra should be small, W-Inter and Inter large"
+    made = runs(folder, dataset)
+    return figures.draw_angles(made, title) if made else None
+
+
 def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
-    """Run what has no record yet, then fill the tables. Returns the exit status.
+    """Run what has no record yet, then draw, and fill the tables. Returns the exit status.
 
     Args:
-        root: the folder of figures/, where records are kept.
+        root: the folder of figures/, where records are kept and pictures go.
     """
     folder = root / "figures" / "study"
-    return train_and_draw(__doc__, argv, partial(compute, folder), folder, {}, tables)
+    pictures = {f"accuracy-{name}.png": partial(draw_accuracy, dataset=name) for name in COMPARED}
+    pictures |= {f"angles-{name}.png": partial(draw_angles, dataset=name) for name in COMPARED}
+    return train_and_draw(__doc__, argv, partial(compute, folder), folder, pictures, tables)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from experiment.records import ROOT
 from experiment.training import Trained
 from study import margin
 from study.runs import Study, outcome, train_and_draw
-from study.selection import DATASETS, RunsByLoss, StudyRecord, common_seeds, finished, load
+from study.selection import ARCFACE, DATASETS, RunsByLoss, StudyRecord, common_seeds, finished, load
 from study.tables import interval, markdown, mean_ci
 
 SEEDS = {"mnist": 5, "cifar10": 3}
@@ -162,7 +162,7 @@ def compute(folder: Path, data_folder: Path) -> None:
         total = len(margin.RATES) + len(LOSSES) * SEEDS[dataset]
         study = Study(folder, {dataset: setup}, {dataset: source}, total)
         tasks = margin.tasks(study, dataset)
-        softmax, arcface = tasks["softmax"], tasks[margin.ARCFACE]
+        softmax, arcface = tasks["softmax"], tasks[ARCFACE]
         if dataset == "cifar10":
             setups = {dataset: replace(setup, train=train_unwhitened)}
             control = Study(folder, setups, {dataset: source})

@@ -1,23 +1,14 @@
-"""The study's records to pictures; called by study.losses."""
+"""Pictures of several losses, and lines through means, from the study's records."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiment.figures import GREY, LOSS_STYLE, RED, STYLE, save
-from study.selection import (
-    DATASETS,
-    RunsByLoss,
-    StudyRecord,
-    common_seeds,
-    differences,
-    finished,
-    load,
-)
-from study.tables import ANGLES, fill_file, interval, study_tables
+from experiment.figures import GREY, LOSS_STYLE, RED
+from study.selection import ARCFACE, RunsByLoss, StudyRecord, differences, finished
+from study.tables import ANGLES, interval
 
 Value = Callable[[StudyRecord], float]  # what is drawn of a run
 
@@ -28,86 +19,80 @@ PAPER_STYLE: dict[int, tuple[str, str, Any]] = {  # column of ANGLES: name, colo
 }
 
 
-def draw(folder: Path) -> None:
-    """Draw every picture whose records are there, and fill the tables of the README beside them.
+def draw_accuracy(runs: RunsByLoss, title: str) -> plt.Figure:
+    """Test accuracies, and their differences to ArcFace's with the same seeds.
 
-    Raises:
-        Problem: a record is damaged, or a file cannot be written.
+    Args:
+        runs: by the name that is printed.
     """
-    with plt.rc_context(STYLE):
-        for dataset, name in DATASETS.items():
-            if losses := common_seeds(load(folder, "losses", dataset)):
-                save(draw_accuracy(losses, name), folder / f"accuracy-{dataset}.png")
-                save(draw_angles(losses, name), folder / f"angles-{dataset}.png")
-    fill_file(folder / "README.md", study_tables(folder))
-
-
-def draw_accuracy(losses: RunsByLoss, name: str) -> plt.Figure:
-    """Test accuracy of each loss, and its difference to ArcFace with the same seed."""
-    figure, axes = plt.subplots(1, 2, sharey=True, figsize=(6.3, 2.5), width_ratios=(1.2, 1))
-    for place, (loss, runs) in enumerate(losses.items()):
-        values = [100 * record["test_accuracy"] for record in finished(runs)]
-        _draw_interval(axes[0], values, place, loss)
-        if loss != "arcface":
-            _draw_interval(axes[1], differences(losses, loss), place, loss)
-    labels = [LOSS_STYLE[loss][0] for loss in losses]
-    axes[0].set(yticks=range(len(losses)), yticklabels=labels, xlabel="test accuracy in %")
+    figure, axes = plt.subplots(1, 2, sharey=True, figsize=(6.3, 2.7), width_ratios=(1.2, 1))
+    for place, (name, of) in enumerate(runs.items()):
+        style = _style(name, of)
+        _draw_interval(axes[0], [100 * run["accuracy"] for run in finished(of)], place, style)
+        if name != ARCFACE:
+            _draw_interval(axes[1], differences(runs, name), place, style)
+    axes[0].set(yticks=range(len(runs)), yticklabels=runs, xlabel="test accuracy in %")
     axes[0].invert_yaxis()
     axes[1].axvline(0, color=LOSS_STYLE["arcface"][1], linewidth=1.5)
-    axes[1].set(xlabel="minus ArcFace with the same seed, points")
-    style: dict[str, Any] = {"va": "bottom", "fontsize": 7, "color": GREY}
-    style["transform"] = axes[1].get_xaxis_transform()
+    axes[1].set(xlabel="minus ArcFace's, same seed, points")
+    text: dict[str, Any] = {"va": "bottom", "fontsize": 7, "color": GREY}
+    text["transform"] = axes[1].get_xaxis_transform()
     for side, words in (("right", "ArcFace better ← "), ("left", " → ArcFace worse")):
-        axes[1].text(0, 1.0, words, ha=side, **style)
-    count = len(losses["arcface"])
-    seeds = f"{count} seed" + "s" * (count > 1)
-    title = f"{name}: test accuracy of six losses ({seeds} each; bars: 95% intervals)"
-    figure.suptitle(title)
+        axes[1].text(0, 1.0, words, ha=side, **text)
+    figure.suptitle(f"{title} ({len(runs[ARCFACE])} seeds each; bars: 95% intervals)")
     return figure
 
 
-def _draw_interval(axis: plt.Axes, values: list[float], place: float, loss: str) -> None:
-    _, colour, marker = LOSS_STYLE[loss]
+def _style(name: str, runs: list[StudyRecord]) -> dict[str, Any]:
+    """Colour and marker of a loss; the marker is hollow where the name says more than the loss."""
+    usual, colour, marker = LOSS_STYLE[runs[0]["loss"]]
+    filled = colour if name == usual else "white"
+    style = {"color": colour, "marker": marker, "markerfacecolor": filled}
+    return style | {"markersize": 4.5, "markeredgewidth": 0.7}
+
+
+def _draw_interval(
+    axis: plt.Axes, values: list[float], place: float, style: dict[str, Any]
+) -> None:
     mean, half = interval(values)
+    colour = style["color"]
     axis.plot(values, [place + 0.22] * len(values), "|", color=colour, alpha=0.7, markersize=5)
     half = 0 if np.isnan(half) else half
-    style: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 5, "capsize": 3}
-    axis.errorbar(mean, place, xerr=half, **style)
+    axis.errorbar(mean, place, xerr=half, capsize=3, **style)
 
 
-def draw_angles(losses: RunsByLoss, name: str) -> plt.Figure:
-    """The six angles of Table 3 for each loss, the paper's beside them."""
+def draw_angles(runs: RunsByLoss, title: str) -> plt.Figure:
+    """The six angles of Table 3 for each loss, the paper's beside them.
+
+    Args:
+        runs: by the name that is printed.
+    """
     figure, axes = plt.subplots(figsize=(6.3, 3.2))
     for place, key in enumerate(ANGLES):
-        for offset, (loss, runs) in enumerate(losses.items()):
-            _, colour, marker = LOSS_STYLE[loss]
-            mean, half = interval([record["angles"][key] for record in finished(runs)])
-            x = place + 0.12 * (offset - (len(losses) - 1) / 2)
+        for offset, (name, of) in enumerate(runs.items()):
+            mean, half = interval([run["angles"][key] for run in finished(of)])
+            x = place + 0.11 * (offset - (len(runs) - 1) / 2)
             half = 0 if np.isnan(half) else half
-            style: dict[str, Any] = {"color": colour, "marker": marker, "linestyle": "none"}
-            axes.errorbar(x, mean, yerr=half, markersize=4, capsize=2, **style)
+            axes.errorbar(x, mean, yerr=half, linestyle="none", capsize=2, **_style(name, of))
         for column, (_, colour, line) in PAPER_STYLE.items():
             ends, value = [place - 0.4, place + 0.4], ANGLES[key][column]
             axes.plot(ends, [value, value], color=colour, linewidth=1, linestyle=line)
     axes.axhline(SIMPLEX, color=RED, linewidth=1, linestyle="--")
-    axes.text(-0.45, SIMPLEX + 1, f"simplex limit {SIMPLEX:.2f}°", color=RED)
+    axes.text(-0.45, SIMPLEX + 2.5, f"simplex limit {SIMPLEX:.2f}°", color=RED)
     labels = [label for label, _, _ in ANGLES.values()]
     axes.set(xticks=range(len(ANGLES)), xticklabels=labels)
-    axes.set(ylabel="angle in degrees", ylim=(0, 106))
-    handles = [_legend_handle(*LOSS_STYLE[loss], "none") for loss in losses]
+    axes.set(ylabel="angle in degrees", ylim=(-2, 107))
+    handles = [
+        plt.Line2D([], [], label=name, linestyle="none", **_style(name, of))
+        for name, of in runs.items()
+    ]
     handles += [
-        _legend_handle(label, colour, "", line) for label, colour, line in PAPER_STYLE.values()
+        plt.Line2D([], [], label=label, color=colour, linestyle=line, linewidth=1)
+        for label, colour, line in PAPER_STYLE.values()
     ]
     axes.legend(handles=handles, loc="center left", bbox_to_anchor=(1, 0.5))
-    axes.set_title(f"{name}: W-EC and Intra should be small, W-Inter and Inter large")
+    axes.set_title(title)
     return figure
-
-
-def _legend_handle(label: str, colour: str, marker: str, line: Any) -> plt.Line2D:
-    width = 1 if line != "none" else None
-    return plt.Line2D(
-        [], [], color=colour, marker=marker, linestyle=line, linewidth=width, label=label
-    )
 
 
 def draw_means(

@@ -22,8 +22,8 @@ from experiment import cli, data, errors, machine, records
 from experiment.records import ROOT
 from study.runs import Setup, Study, Task, outcome
 from study.seeds import is_made_by
-from study.selection import RunsByLoss, differences, finished, load
-from study.tables import fill_file, markdown, mean_ci
+from study.selection import ARCFACE, RunsByLoss, finished, load
+from study.tables import ACCURACY_HEAD, accuracy_cells, fill_file, markdown, mean_ci
 
 SETUPS = {
     "mnist": Setup(
@@ -33,7 +33,7 @@ SETUPS = {
 }
 RATES = (0.25, 1.0, 4.0)  # of softmax's last layer, times that of the recipe
 LARGER = 0.3  # the other margin, in radians
-ARCFACE, AGAIN = "ArcFace", "ArcFace, trained again"
+AGAIN = "ArcFace, trained again"
 OTHERS = {
     "softmax": "softmax",
     "normalised softmax": "norm-softmax",
@@ -116,19 +116,11 @@ def table(dataset: str, root: Path = ROOT) -> str:
     """Accuracies and angles with the margin and without, in Markdown."""
     found, lines = runs(dataset, root), []
     for name, of in found.items():
-        cells = [name, str(len(of))]
-        for key in ("accuracy", "accuracy_tta"):
-            known = of[0][key] is not None
-            cells.append(mean_ci([100 * run[key] for run in of], 2) if known else "–")
-            known = known and name != ARCFACE
-            cells.append(mean_ci(differences(found, name, ARCFACE, key), 2) if known else "–")
+        cells = [name, *accuracy_cells(found, name)]
         for key in ("intra_test", "inter_test"):
             cells.append(mean_ci([run["angles"][key] for run in of], 1))
         lines.append(cells)
-    head = ["loss", "seeds", "test accuracy, %", "difference to ArcFace, points", "with TTA, %"]
-    return markdown(
-        [*head, "difference to ArcFace, points", "Intra, test, °", "Inter, test, °"], lines
-    )
+    return markdown(["loss", *ACCURACY_HEAD, "Intra, test, °", "Inter, test, °"], lines)
 
 
 def tables(root: Path = ROOT) -> dict[str, str]:

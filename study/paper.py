@@ -1,6 +1,14 @@
-"""The paper's pictures, redrawn with our loss and our data; called by study.losses."""
+"""The paper's pictures, redrawn with our loss and our data: python -m study.paper [--data DIR]
+
+They are in figures/paper/. For one of them MNIST's digits are embedded in two dimensions, under
+plain softmax and under ArcFace; the records of both trainings are in figures/study/, and none is
+computed twice. ``--figures-only`` draws from the records alone.
+"""
 
 import math
+import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +16,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
+import arcface_mnist
 from arcface_loss import ArcMarginProduct, angle, unit
-from experiment import records
+from experiment import data, evaluation, records
+from experiment.data import Data
 from experiment.figures import (
     BLUE,
     CLASS_COLOURS,
@@ -19,10 +29,10 @@ from experiment.figures import (
     LOSS_STYLE,
     ORANGE,
     RED,
-    STYLE,
-    save,
-    times,
 )
+from experiment.records import ROOT
+from experiment.training import Trained
+from study.runs import Setup, Study, Task, measure_angles, train_and_draw
 from study.selection import load
 
 PAPER = {  # the margins of the paper: name, arguments, colour, line
@@ -36,34 +46,60 @@ PAPER = {  # the margins of the paper: name, arguments, colour, line
 DARK_ORANGE = "#A06F00"  # for lines and letters, which plain orange makes too pale
 # The assignment's two vectors, and the second one 50% longer.
 HANDOUT = np.array([[5.0, 2.0], [7.0, 4.0], [10.5, 6.0]])
+PLANE = replace(  # all images in every epoch, the margin whole from the first step
+    arcface_mnist.DEFAULT,
+    augmentation=arcface_mnist.DEFAULT.augmentation | {"full": 1.0},
+    epochs=6,
+    hardest=1.0,
+    margin_warm_up=0.0,
+)
+# s, m and the last layer's learning rate of the embeddings with d = 2
+PLANE_SETTINGS = {"softmax": (None, None, 0.005), "arcface": (16.0, 0.2, 0.2)}
+PLANE_CLASSES = list(range(8))  # as many as in the paper's Fig. 3
+PLANE_POINTS = 4000  # test embeddings that its picture shows
+
+# --- embeddings in the plane ----------------------------------------------------------------------
 
 
-def draw(figures: Path) -> None:
-    """Draw the pictures that need no data, and those whose records are on disk.
+def compute(folder: Path, data_folder: Path) -> None:
+    """Train what has no record yet: two-dimensional embeddings of eight of the digits."""
+    setup = Setup(train=arcface_mnist.train, recipe=PLANE, seeds=1)
+    source = data.load("MNIST", data_folder)
+    study = Study(folder, {"mnist": setup}, {"mnist": source}, len(PLANE_SETTINGS))
+    plane(study)
+    study.bar.close()
 
-    Args:
-        figures: the folder of mnist/ and study/, which have the records, and of paper/, where the
-            pictures go.
 
-    Raises:
-        Problem: a record is damaged, or a picture cannot be written.
-    """
-    folder, run, study = figures / "paper", figures / "mnist", figures / "study"
-    with plt.rc_context(STYLE):
-        save(fig4b(), folder / "fig4b-logits.png")
-        save(fig5(), folder / "fig5-margins.png")
-        save(geometry(), folder / "geometry.png")
-        if (run / "run.json").exists():
-            record = records.load_json(run / "run.json")
-            arrays = records.load_arrays(run / "arrays.npz")
-            save(fig4a(record, arrays), folder / "fig4a-angles.png")
-        planes = load(study, "plane", "mnist")
-        if len(planes) == 2:
-            found = {
-                loss: (runs[0], records.load_arrays(study / f"{runs[0]['name']}.npz"))
-                for loss, runs in planes.items()
-            }
-            save(fig3(found), folder / "fig3-embeddings.png")
+def plane(study: Study) -> None:
+    """Train each loss on PLANE_CLASSES."""
+    digits = study.sources["mnist"].select_classes(PLANE_CLASSES)
+    for loss, (scale, margin, head_lr) in PLANE_SETTINGS.items():
+        task = Task(
+            part="plane",
+            dataset="mnist",
+            loss=loss,
+            scale=scale,
+            margin=margin,
+            head_lr=head_lr,
+            epochs=PLANE.epochs,
+            embedding_size=2,
+        )
+        study.run(task, digits, partial(measure, path=study.folder / f"{task.name}.npz"))
+
+
+def measure(trained: Trained, source: Data, precision: str, *, path: Path) -> dict[str, Any]:
+    """The angles; test embeddings, their labels and the class centres go to ``path``."""
+    embeddings = evaluation.embed(trained.network, source.test_images[:PLANE_POINTS], precision)
+    records.save_arrays(
+        path,
+        embeddings=embeddings.cpu().numpy().astype(np.float32),
+        labels=source.test_labels[:PLANE_POINTS].cpu().numpy().astype(np.uint8),
+        centres=trained.head.get_parameter("weight").detach().cpu().numpy().astype(np.float32),
+    )
+    return measure_angles(trained, source, precision)
+
+
+# --- the pictures ---------------------------------------------------------------------------------
 
 
 def target_logit(theta: np.ndarray, **margins: Any) -> np.ndarray:
@@ -76,10 +112,18 @@ def target_logit(theta: np.ndarray, **margins: Any) -> np.ndarray:
         return head(x, torch.zeros(len(x), dtype=torch.int64))[:, 0].numpy()
 
 
-def fig3(found: dict[str, tuple[dict, dict]]) -> plt.Figure:
-    """Two-dimensional test embeddings under softmax and under ArcFace, centres as lines."""
+def fig3(study: Path) -> plt.Figure | None:
+    """Two-dimensional test embeddings under softmax and under ArcFace, centres as lines.
+
+    Args:
+        study: the folder of their records; without both it returns None.
+    """
+    runs = load(study, "plane", "mnist")
+    if runs.keys() != PLANE_SETTINGS.keys():
+        return None
     figure, axes = plt.subplots(1, 2, figsize=(5.2, 2.9))
-    for axis, (loss, (record, arrays)) in zip(axes, found.items(), strict=True):
+    for axis, (loss, (record,)) in zip(axes, runs.items(), strict=True):
+        arrays = records.load_arrays(study / f"{record['name']}.npz")
         points, centres = arrays["embeddings"], arrays["centres"]
         reach = np.quantile(np.linalg.norm(points, axis=1), 0.995)
         for k, centre in enumerate(centres):
@@ -100,25 +144,6 @@ def fig3(found: dict[str, tuple[dict, dict]]) -> plt.Figure:
     axes[1].legend(title="digit", loc="center left", bbox_to_anchor=(1, 0.5), markerscale=2.5)
     title = "Eight digits in two dimensions: under ArcFace the class centres (lines) lie on their"
     figure.suptitle(f"{title} classes")
-    return figure
-
-
-def fig4a(record: dict, arrays: dict) -> plt.Figure:
-    """Distribution of the angle to the own centre at the start, in the middle and at the end of
-    training."""
-    figure, axes = plt.subplots()
-    theta = arrays["snapshots"].astype(float)[:, :, 0]
-    colours, lines = (GREY, ORANGE, BLUE), ("--", "-.", "-")
-    for values, when, colour, line in zip(theta, times(record), colours, lines, strict=True):
-        density, edges = np.histogram(values, np.arange(0, 181, 2), density=True)
-        middle = (edges[:-1] + edges[1:]) / 2
-        label = f"{when}: {values.mean():.0f}°"
-        axes.plot(middle, density, color=colour, linestyle=line, label=label)
-        axes.fill_between(middle, density, color=colour, alpha=0.2)
-    axes.set(xlabel="angle θ to the own centre, in degrees", ylabel="density per degree")
-    axes.set(xlim=(0, 140), ylim=(0, None))
-    axes.set_title(f"{record['dataset']}: embeddings turn towards their centres")
-    axes.legend(title="mean θ", loc="upper right")
     return figure
 
 
@@ -256,3 +281,23 @@ def _draw_arrow(axis: plt.Axes, end: np.ndarray, colour: str, **style: Any) -> N
     """From the origin to ``end``."""
     style = {"arrowstyle": "-|>", "color": colour, "linewidth": 2, "shrinkB": 0} | style
     axis.annotate("", (end[0], end[1]), (0, 0), arrowprops=style)
+
+
+def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
+    """Train what has no record yet, then draw. Returns the exit status.
+
+    Args:
+        root: the folder of figures/, where records are kept and pictures go.
+    """
+    folder, study = root / "figures/paper", root / "figures/study"
+    pictures = {
+        "fig3-embeddings.png": lambda _: fig3(study),
+        "fig4b-logits.png": lambda _: fig4b(),
+        "fig5-margins.png": lambda _: fig5(),
+        "geometry.png": lambda _: geometry(),
+    }
+    return train_and_draw(__doc__, argv, partial(compute, study), folder, pictures)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

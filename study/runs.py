@@ -78,7 +78,7 @@ class Task:
 
     @property
     def name(self) -> str:
-        """Of its record: losses-mnist-arcface-seed0."""
+        """Of its record: margin-mnist-arcface-seed0."""
         values = {SHORT[key]: getattr(self, key) for key in self.named_by}
         words = [f"{key}{value:g}" for key, value in values.items() if value is not None]
         return "-".join([self.part, self.dataset, self.loss, *words])
@@ -134,6 +134,14 @@ def outcome(
     return found | {"angles": angles}
 
 
+def measure_angles(trained: Trained, source: Data, precision: str) -> dict[str, Any]:
+    """The angles of the paper's Table 3, in degrees."""
+    train, test = evaluation.embed_both(trained.network, source, precision)
+    return {
+        "angles": evaluation.angle_statistics(trained.head.get_parameter("weight"), train, test)
+    }
+
+
 class Study:
     """Trains what has no record yet.
 
@@ -151,7 +159,7 @@ class Study:
         self.precision = machine.choose_precision("auto", self.device)
         self.bar = tqdm(total=total, unit="run", disable=not sys.stderr.isatty())
 
-    def run(self, task: Task, data: Data, measure: Measure | None = None) -> dict[str, Any]:
+    def run(self, task: Task, data: Data, measure: Measure) -> dict[str, Any]:
         """The record of a task: from the disk, or from a training on ``data``.
 
         Its test_accuracy is that on the test images of ``data``, None if the training collapsed.
@@ -177,7 +185,7 @@ class Study:
         """The folder of an unfinished training's checkpoint."""
         return self.folder / f".running-{task.name}"
 
-    def _compute(self, task: Task, data: Data, measure: Measure | None) -> dict[str, Any]:
+    def _compute(self, task: Task, data: Data, measure: Measure) -> dict[str, Any]:
         setup = self.setups[task.dataset]
         rates = {"head": task.head_lr, "linear head": task.head_lr}
         recipe = replace(setup.recipe, learning_rates=setup.recipe.learning_rates | rates)
@@ -208,7 +216,7 @@ class Study:
             return record | {"collapsed": str(problem), "test_accuracy": None}
         record["train_seconds"], record["diverged"] = trained.seconds, trained.diverged
         record["test_accuracy"] = trained.history[-1]["test_accuracy"]
-        return record | (measure(trained, data, self.precision) if measure else {})
+        return record | measure(trained, data, self.precision)
 
 
 def train_and_draw(
@@ -216,7 +224,7 @@ def train_and_draw(
     argv: list[str] | None,
     compute: Callable[[Path], None],
     folder: Path,
-    draw: Mapping[str, Callable[[Path], plt.Figure]],
+    draw: Mapping[str, Callable[[Path], plt.Figure | None]],
     tables: Callable[[Path], dict[str, str]] = lambda folder: {},
 ) -> int:
     """A command that trains what has no record yet, then draws. Returns the exit status.
@@ -224,9 +232,9 @@ def train_and_draw(
     Args:
         doc: of the command's module; its first line is shown by ``--help``.
         compute: called with the folder of the data; not with ``--figures-only``.
-        folder: of the records and the pictures.
-        draw, tables: called with it; the former by the picture's name. The tables go into its
-            README.md.
+        folder: of the pictures, and of README.md.
+        draw, tables: called with it; the former by the picture's name, and None means that it
+            has no records yet. The tables go into its README.md.
     """
     parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
     add = parser.add_argument
@@ -240,7 +248,8 @@ def train_and_draw(
             compute(options.data)
         with plt.rc_context(STYLE):
             for name, make in draw.items():
-                save(make(folder), folder / name)
+                if (picture := make(folder)) is not None:
+                    save(picture, folder / name)
         if made := tables(folder):
             fill_file(folder / "README.md", made)
 

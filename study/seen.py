@@ -29,8 +29,7 @@ from experiment.records import ROOT
 from experiment.training import Trained
 from study import verification
 from study.figures import draw_means
-from study.losses import measure_angles
-from study.runs import Setup, Study, Task, train_and_draw
+from study.runs import Setup, Study, Task, measure_angles, train_and_draw
 from study.selection import StudyRecord, finished
 
 SEEDS, TEST_IMAGES = 3, 1800

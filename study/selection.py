@@ -8,10 +8,11 @@ from experiment import records
 from experiment.figures import LOSS_STYLE
 
 DATASETS = {"mnist": "MNIST", "cifar10": "CIFAR-10"}  # the name in those of files, and in print
+ARCFACE = LOSS_STYLE["arcface"][0]
 LEARNT = 0.5  # the accuracy below which a run counts as collapsed
 
 StudyRecord = dict[str, Any]
-RunsByLoss = dict[str, list[StudyRecord]]
+RunsByLoss = dict[str, list[StudyRecord]]  # by the loss, or by the name that is printed of it
 
 
 def load(folder: Path, part: str, dataset: str) -> RunsByLoss:
@@ -27,7 +28,7 @@ def load(folder: Path, part: str, dataset: str) -> RunsByLoss:
     return {loss: runs for loss, runs in by_loss.items() if runs}
 
 
-def common_seeds(runs: RunsByLoss, losses: Iterable[str] = LOSS_STYLE) -> RunsByLoss:
+def common_seeds(runs: RunsByLoss, losses: Iterable[str]) -> RunsByLoss:
     """Of these runs those whose seed and split every one of the losses has been run with."""
     done = [{(r["seed"], r["split"]) for r in runs.get(loss, [])} for loss in losses]
     common = set.intersection(*done)
@@ -47,7 +48,7 @@ def finished(runs: list[StudyRecord]) -> list[StudyRecord]:
 
 
 def differences(
-    runs: RunsByLoss, name: str, to: str = "arcface", key: str = "test_accuracy"
+    runs: RunsByLoss, name: str, to: str = ARCFACE, key: str = "accuracy"
 ) -> list[float]:
     """An accuracy minus that of other runs with the same seed, in percentage points, of the seeds
     with which neither collapsed."""

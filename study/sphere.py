@@ -25,8 +25,7 @@ from experiment.figures import CLASS_COLOURS, GREY, LOSS_STYLE
 from experiment.recipe import Recipe, Settings
 from experiment.records import ROOT
 from experiment.training import Classifier, Trained
-from study.losses import measure_angles
-from study.runs import Setup, Study, Task, train_and_draw
+from study.runs import Setup, Study, Task, measure_angles, train_and_draw
 
 RECIPE = replace(arcface_mnist.DEFAULT, hardest=1.0, epochs=6)  # all images in every epoch
 DRAWN = {"softmax": (None, None), "arcface": (16.0, 0.2)}  # s and m of each loss

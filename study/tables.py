@@ -6,18 +6,8 @@ import numpy as np
 from scipy import stats
 
 from experiment.errors import Problem
-from experiment.figures import LOSS_STYLE
 from experiment.records import replacing
-from study.selection import (
-    DATASETS,
-    RunsByLoss,
-    StudyRecord,
-    collapsed,
-    common_seeds,
-    differences,
-    finished,
-    load,
-)
+from study.selection import ARCFACE, RunsByLoss, StudyRecord, differences, finished
 
 # The paper's Table 3: what is measured, and its values there for normalised softmax and ArcFace.
 ANGLES = {
@@ -28,6 +18,13 @@ ANGLES = {
     "intra_test": ("Intra, test", 33.97, 28.05),
     "inter_test": ("Inter, test", 65.60, 66.55),
 }
+ACCURACY_HEAD = [
+    "seeds",
+    "test accuracy, %",
+    "difference to ArcFace, points",
+    "with TTA, %",
+    "difference to ArcFace, points",
+]
 
 # --- intervals, Markdown --------------------------------------------------------------------------
 
@@ -61,10 +58,10 @@ def mean_ci(values: list[float], digits: int) -> str:
     Of two values an interval would say little: both are given, as one is. A dash stands for none.
     """
     if len(values) < 3:
-        text = ", ".join(f"{value:.{digits}f}" for value in values) or "–"
+        text = ", ".join(f"{value:z.{digits}f}" for value in values) or "–"
     else:
         mean, half = interval(values)
-        text = f"{mean:.{digits}f} ± {half:.{digits}f}"
+        text = f"{mean:z.{digits}f} ± {half:.{digits}f}"
     return text.replace("-", "−")
 
 
@@ -96,19 +93,7 @@ def fill_file(path: Path, tables: dict[str, str]) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-# --- the study's tables ---------------------------------------------------------------------------
-
-
-def study_tables(folder: Path) -> dict[str, str]:
-    """The tables whose records are in ``folder``, in Markdown, named after part and data set."""
-    found = {}
-    for dataset in DATASETS:
-        if tuning := load(folder, "tuning", dataset):
-            found[f"tuning-{dataset}"] = tuning_table(tuning)
-        if losses := common_seeds(load(folder, "losses", dataset)):
-            found[f"losses-{dataset}"] = losses_table(losses)
-            found[f"angles-{dataset}"] = angles_table(losses)
-    return found
+# --- tables of several losses ---------------------------------------------------------------------
 
 
 def setting_cells(record: StudyRecord) -> list[str]:
@@ -117,40 +102,25 @@ def setting_cells(record: StudyRecord) -> list[str]:
     return ["–" if value is None else f"{value:g}" for value in values]
 
 
-def tuning_table(tuning: RunsByLoss) -> str:
-    """All short runs. The chosen one of a loss, the first of the best, is bold once as many have
-    been made for it as for any other."""
-    rows, budget = [], max(map(len, tuning.values()))
-    for loss, runs in tuning.items():
-        best = max(runs, key=lambda record: record["test_accuracy"] or 0)
-        cells = []
-        for record in sorted(runs, key=lambda r: (r["scale"] or 0, r["margin"] or 0, r["head_lr"])):
-            result = "collapsed" if collapsed(record) else f"{100 * record['test_accuracy']:.2f}"
-            text = f"{' / '.join(setting_cells(record))}: {result}"
-            cells.append(f"**{text}**" if record is best and len(runs) == budget else text)
-        rows.append([LOSS_STYLE[loss][0], *cells])
-    head = "s / margin / head learning rate: validation accuracy, %"
-    return markdown([head, *[""] * budget], rows)
+def accuracy_cells(runs: RunsByLoss, name: str) -> list[str]:
+    """Of ACCURACY_HEAD, for the runs with a name: without test-time augmentation and with it, the
+    mean accuracy and the differences to ArcFace's runs with the same seeds."""
+    done = finished(runs[name])
+    cells = [str(len(done))]
+    for key in ("accuracy", "accuracy_tta"):
+        known = all(run[key] is not None for run in done)
+        cells.append(mean_ci([100 * run[key] for run in done], 2) if known else "–")
+        known = known and name != ARCFACE
+        cells.append(mean_ci(differences(runs, name, key=key), 2) if known else "–")
+    return cells
 
 
-def losses_table(losses: RunsByLoss) -> str:
-    """Test accuracy with its interval, and the paired difference to ArcFace."""
-    rows = []
-    for loss, runs in losses.items():
-        values = [100 * record["test_accuracy"] for record in finished(runs)]
-        difference = "–" if loss == "arcface" else mean_ci(differences(losses, loss), 2)
-        cells = [*setting_cells(runs[0]), str(len(values)), mean_ci(values, 2), difference]
-        rows.append([LOSS_STYLE[loss][0], *cells])
-    head = ["loss", "s", "margin", "head learning rate", "seeds", "test accuracy, %"]
-    return markdown([*head, "difference to ArcFace, points"], rows)
-
-
-def angles_table(losses: RunsByLoss) -> str:
+def angles_table(runs: RunsByLoss) -> str:
     """The paper's Table 3 for our data, in degrees, beside its own numbers."""
     rows = []
-    for loss, runs in losses.items():
-        cells = [mean_ci([r["angles"][key] for r in finished(runs)], 1) for key in ANGLES]
-        rows.append([LOSS_STYLE[loss][0], *cells])
+    for name, of in runs.items():
+        cells = [mean_ci([run["angles"][key] for run in finished(of)], 1) for key in ANGLES]
+        rows.append([name, *cells])
     for column, name in ((1, "paper, normalised softmax"), (2, "paper, ArcFace")):
         rows.append([f"*{name}*", *(f"*{ANGLES[key][column]:.2f}*" for key in ANGLES)])
     return markdown(["degrees", *(name for name, _, _ in ANGLES.values())], rows)

@@ -22,9 +22,8 @@ from experiment.figures import BLUE, LOSS_STYLE, ORANGE
 from experiment.records import ROOT
 from experiment.training import Trained
 from study import margin, verification
-from study.losses import measure_angles
-from study.runs import Study, Task, train_and_draw
-from study.selection import DATASETS, RunsByLoss, StudyRecord, common_seeds, finished, load
+from study.runs import Study, Task, measure_angles, train_and_draw
+from study.selection import ARCFACE, DATASETS, RunsByLoss, StudyRecord, common_seeds, finished, load
 from study.tables import markdown, mean_ci
 
 SEEDS = {"mnist": 5, "cifar10": 2}
@@ -48,7 +47,7 @@ def classes_seen(split: int) -> list[int]:
 def tasks(study: Study, dataset: str) -> list[Task]:
     """Each of LOSSES in the default recipe: as in study.margin, and CosFace with its own margin."""
     of = margin.tasks(study, dataset)
-    arcface, own = of[margin.ARCFACE], study.setups[dataset].recipe.default_margins
+    arcface, own = of[ARCFACE], study.setups[dataset].recipe.default_margins
     cosface = replace(arcface, loss="cosface", margin=own["cosface"])
     chosen = (of["softmax"], of["normalised softmax"], cosface, arcface)
     return [replace(task, part="unseen") for task in chosen]

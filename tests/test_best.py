@@ -7,7 +7,7 @@ import pytest
 
 from experiment import records
 from study import best, margin, tables
-from study.selection import load
+from study.selection import ARCFACE, load
 
 FOLDER = records.ROOT / "figures" / "study"
 RECIPE = margin.SETUPS["mnist"].recipe
@@ -29,7 +29,7 @@ class FakeStudy:
         value = self.accuracy(task)
         found = asdict(task) | {"name": task.name, "accuracy": value, "test_accuracy": value}
         found["plain_loss"] = 0.1
-        angles = {"w_ec": 5.0, "intra_test": 10.0, "inter_test": 90.0}
+        angles = {key: 10.0 * k for k, key in enumerate(tables.ANGLES)}
         found |= {"accuracy_tta": None, "angles": angles}
         records.append_line(self.folder / f"{task.part}-mnist.jsonl", found)
         return found
@@ -105,12 +105,13 @@ def test_what_is_chosen_is_trained_with_every_seed_and_nothing_twice(tmp_path):
     found = best.runs(tmp_path, "mnist")
     assert list(found) == [*(best.LOSS_STYLE[loss][0] for loss in best.LOSSES), best.PAPER]
     assert [[run["seed"] for run in of] for of in found.values()] == [[0, 1]] * 7
-    assert found[best.ARCFACE][1]["part"] == "margin"
-    rows = best.table(tmp_path, "mnist").splitlines()
-    cells = "2 | 90.00, 90.00 | −0.03, −0.03 | – | – | 5.0, 5.0 | 10.0, 10.0 | 90.0, 90.0 |"
+    assert found[ARCFACE][1]["part"] == "margin"
+    rows = best.table(found).splitlines()
+    cells = "2 | 90.00, 90.00 | −0.03, −0.03 | – | – |"
     assert rows[2] == f"| softmax | – | – | 0.04 | {cells}"
     marked = best.tables(tmp_path)
-    assert list(marked) == ["best-search-mnist", "best-mnist"]
+    assert list(marked) == ["best-search-mnist", "best-mnist", "angles-mnist"]
+    assert "| softmax | 0.0, 0.0 | 10.0, 10.0 |" in marked["angles-mnist"]
     assert marked["best-search-mnist"].count("**") == 2 * 7
     assert "**16 / 0.3 / 0.4: 90.03**" in marked["best-search-mnist"]
 
@@ -127,12 +128,33 @@ def test_an_unfinished_search_is_neither_shown_nor_compared(tmp_path):
     assert best.tables(Path("/nowhere")) == {}
 
 
+def test_pictures_are_drawn_of_what_has_records(tmp_path):
+    folder = tmp_path / "figures" / "study"
+    best.compare(FakeStudy(folder, closeness), "mnist")
+    names = best.tables(folder)
+    marks = "\n".join(f"<!-- {name} --><!-- /{name} -->" for name in names)
+    (folder / "README.md").write_text(marks, encoding="utf-8")
+    assert best.main(["--figures-only"], tmp_path) == 0
+    drawn = sorted(path.name for path in folder.glob("*.png"))
+    assert drawn == ["accuracy-mnist.png", "angles-mnist.png"]
+    page = (folder / "README.md").read_text(encoding="utf-8")
+    assert all(content in page for content in names.values())
+
+
+def test_a_setting_that_always_collapses_is_shown_as_such(tmp_path):
+    study = FakeStudy(tmp_path, lambda task: 0.1 if task.scale == 64 else closeness(task))
+    best.compare(study, "mnist")
+    marked = best.tables(tmp_path)
+    assert f"| {best.PAPER} | **64 / 0.5 / 0.05: collapsed** |" in marked["best-search-mnist"]
+    assert f"| {best.PAPER} | 64 | 0.5 | 0.05 | 0 | – | – | – | – |" in marked["best-mnist"]
+
+
 @pytest.mark.parametrize("dataset", best.COMPARED)
 def test_the_page_has_the_tables_of_the_records(dataset):
     text = (FOLDER / "README.md").read_text(encoding="utf-8")
     for name, content in best.tables(FOLDER).items():
         assert tables.fill(text, name, content) == text
-    for name in (f"best-search-{dataset}", f"best-{dataset}"):
+    for name in (f"best-search-{dataset}", f"best-{dataset}", f"angles-{dataset}"):
         assert f"<!-- {name} -->" in text and f"<!-- /{name} -->" in text
     found = load(FOLDER, "margin-tuning", dataset)
     names = [run["name"] for of in found.values() for run in of]

@@ -19,12 +19,16 @@ def test_with_and_without_the_rise_differ_in_nothing_else():
 
 
 def test_the_warm_up_is_that_of_the_longer_trainings():
-    """72 steps of 30,000 images in batches of 500, as in twelve epochs."""
-    steps, recipe = 30_000 // 500, collapse.SHORT
+    """72 steps, a tenth of twelve epochs of 30,000 images."""
+    recipe = collapse.SHORT
+    steps = 30_000 // recipe.batch_size
     assert recipe.warm_up * recipe.epochs * steps == pytest.approx(72)
-    assert recipe.warm_up * recipe.epochs == pytest.approx(
-        collapse.CIFAR10.warm_up * collapse.CIFAR10.epochs
-    )
+    assert 0.1 * 12 * steps == pytest.approx(72)
+
+
+def test_every_training_is_on_record_and_no_other():
+    runs = records.load_lines(records.ROOT / "figures/study/collapse-cifar10.jsonl")
+    assert sorted(run["name"] for run in runs) == sorted(task.name for task in collapse.tasks())
 
 
 def test_the_picture_has_a_line_for_each_seed(tmp_path):

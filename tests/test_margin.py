@@ -12,7 +12,7 @@ from experiment import records
 from experiment.training import Trained
 from study import margin, tables
 from study.runs import Task, outcome
-from study.selection import differences
+from study.selection import ARCFACE, differences
 
 FOLDER = records.ROOT / "figures" / "study"
 
@@ -50,10 +50,10 @@ def root(tmp_path):
 
 def test_runs_with_the_same_seed_and_recipe_are_compared(root):
     found = margin.runs("mnist", root)
-    assert list(found) == [margin.ARCFACE, *margin.OTHERS]
-    assert [run["seed"] for run in found[margin.ARCFACE]] == [0, 1]
+    assert list(found) == [ARCFACE, *margin.OTHERS]
+    assert [run["seed"] for run in found[ARCFACE]] == [0, 1]
     assert [run["seed"] for run in found["softmax"]] == [0, 1, 2]
-    assert differences(found, "softmax", margin.ARCFACE, "accuracy") == pytest.approx([-0.5, 0.5])
+    assert differences(found, "softmax") == pytest.approx([-0.5, 0.5])
     row = margin.table("mnist", root).splitlines()[3]
     assert row == ("| softmax | 3 | 98.50 ± 0.00 | −0.50, 0.50 | – | – | 12.0 ± 0.0 | 95.0 ± 0.0 |")
 
@@ -93,7 +93,7 @@ def test_only_what_is_compared_differs():
     usual = {"part": "margin", "dataset": "mnist", "epochs": recipe.epochs, "seed": 9}
     head = {"scale": recipe.scale, "head_lr": recipe.learning_rates["head"]}
     own = Task(loss="arcface", margin=0.1, **head, **usual | {"seed": 0})
-    assert margin.tasks(FakeStudy(), "mnist")[margin.ARCFACE] == own
+    assert margin.tasks(FakeStudy(), "mnist")[ARCFACE] == own
     assert [task for task, _ in (*made[18:20], made[-1])] == [
         Task(loss="softmax", scale=None, margin=None, head_lr=rate, **usual),
         Task(loss="norm-softmax", margin=None, **head, **usual),

@@ -1,15 +1,23 @@
 """The paper's pictures: curves against closed forms, angles of the assignment's vectors."""
 
 import math
+import shutil
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
-from experiment import records
+from arcface_loss import ArcMarginProduct
+from experiment import evaluation, records, synthetic
+from experiment.training import Trained
 from study import paper
+from study.runs import Setup, Study
+from study.tables import ANGLES
 
 STUDY = records.ROOT / "figures" / "study"
+NONE = {"seed": 0, "split": None}
 
 
 @pytest.fixture(autouse=True)
@@ -64,8 +72,7 @@ def test_a_longer_vector_changes_the_distance_but_not_the_angle():
 def test_embeddings_in_the_plane_lie_around_their_centre_lines():
     record = records.load_lines(STUDY / "plane-mnist.jsonl")[-1]
     arrays = records.load_arrays(STUDY / f"{record['name']}.npz")
-    figure = paper.fig3({"softmax": (record, arrays), "arcface": (record, arrays)})
-    axis = figure.axes[1]
+    axis = paper.fig3(STUDY).axes[1]
     assert len(axis.collections) == len(axis.lines) == 8
     points = sum(len(cloud.get_offsets()) for cloud in axis.collections)
     assert points == len(arrays["labels"])
@@ -76,21 +83,77 @@ def test_embeddings_in_the_plane_lie_around_their_centre_lines():
     assert f"{record['test_accuracy']:.1%} right" in axis.get_title()
 
 
-def test_fig_4a_has_a_density_for_each_time():
-    folder = records.ROOT / "figures" / "mnist"
-    record, arrays = (
-        records.load_json(folder / "run.json"),
-        records.load_arrays(folder / "arrays.npz"),
+class Projection(nn.Module):
+    """The first two principal components of the pixels."""
+
+    def __init__(self, images):
+        super().__init__()
+        pixels = images.flatten(1).float() / 255
+        self.mean = pixels.mean(dim=0)
+        self.weight = torch.pca_lowrank(pixels, q=2)[2]
+
+    def forward(self, x):
+        return (x.flatten(1) - self.mean) @ self.weight
+
+
+def train_nothing(recipe, settings, data, out, resume):
+    """Stands in for a script's train(): class means as centres."""
+    network = Projection(data.train_images)
+    head = ArcMarginProduct(settings.embedding_size, len(data.classes), s=8.0)
+    with torch.no_grad():
+        train, _ = evaluation.embed_both(network, data, "float32")
+        head.weight.copy_(evaluation.class_means(*train, len(data.classes)))
+    return Trained(
+        network=network,
+        head=head,
+        history=[{"test_accuracy": 0.5}],
+        snapshots=torch.zeros(3, 1, 2),
+        mean_theta=torch.zeros(3),
+        seconds=1.0,
     )
-    axis = paper.fig4a(record, arrays).axes[0]
-    for line, theta in zip(axis.lines, arrays["snapshots"].astype(float), strict=True):
-        degrees, density = line.get_data()
-        assert 2 * density.sum() == pytest.approx(1)
-        assert (degrees * density).sum() * 2 == pytest.approx(theta[:, 0].mean(), abs=0.2)
-        assert f"{theta[:, 0].mean():.0f}°" in line.get_label()
+
+
+def test_eight_digits_are_embedded_in_the_plane_once_by_each_loss(tmp_path):
+    digits, calls = synthetic.make("MNIST", train=500, test=300), []
+
+    def train(recipe, settings, data, out, resume):
+        calls.append((settings.loss, settings.scale, settings.margin, data.classes))
+        return train_nothing(recipe, settings, data, out, resume)
+
+    setup = Setup(train=train, recipe=paper.PLANE, seeds=1)
+    for _ in range(2):
+        paper.plane(Study(tmp_path, {"mnist": setup}, {"mnist": digits}))
+    classes = [str(k) for k in range(8)]
+    assert calls == [("softmax", None, None, classes), ("arcface", 16.0, 0.2, classes)]
+    runs = records.load_lines(tmp_path / "plane-mnist.jsonl")
+    assert [run["loss"] for run in runs] == ["softmax", "arcface"]
+    assert all(run["angles"].keys() == ANGLES.keys() for run in runs)
+    for run in runs:
+        arrays = records.load_arrays(tmp_path / f"{run['name']}.npz")
+        expected = digits.test_labels[digits.test_labels < 8]
+        assert arrays["labels"].tolist() == expected.tolist()
+        assert arrays["embeddings"].shape == (len(expected), 2)
+        assert arrays["centres"].shape == (8, 2)
+
+
+def test_the_records_on_disk_are_what_is_trained(tmp_path):
+    """Nothing is trained where they are."""
+
+    def train(*arguments):
+        raise AssertionError("no record")
+
+    shutil.copy(STUDY / "plane-mnist.jsonl", tmp_path)
+    setup = Setup(train=train, recipe=paper.PLANE, seeds=1)
+    blank = synthetic.make("MNIST", train=20, test=20)
+    paper.plane(Study(tmp_path, {"mnist": setup}, {"mnist": blank}))
+    for run in records.load_lines(STUDY / "plane-mnist.jsonl"):
+        settings = (run["scale"], run["margin"], run["head_lr"])
+        assert settings == paper.PLANE_SETTINGS[run["loss"]]
+        assert run["epochs"] == paper.PLANE.epochs
 
 
 def test_what_needs_no_records_is_drawn_without_any(tmp_path):
-    paper.draw(tmp_path)
+    records.append_line(tmp_path / "figures/study/plane-mnist.jsonl", {"loss": "softmax"} | NONE)
+    assert paper.main(["--figures-only"], tmp_path) == 0
     drawn = sorted(path.name for path in tmp_path.rglob("*.png"))
     assert drawn == ["fig4b-logits.png", "fig5-margins.png", "geometry.png"]

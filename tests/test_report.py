@@ -169,3 +169,11 @@ def test_claims_follow_the_records(tmp_path, monkeypatch):
     assert not found["ten of ten turn away, none of ten where the margin rises"]
     assert not found["neither a lower nor a higher learning rate of the head prevents it"]
     assert found["with the rise m = 0.5 does not turn away"]
+
+
+def test_nothing_is_claimed_of_losses_without_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(claims, "STUDY", tmp_path)
+    found = claims.of_the_best()
+    assert len(found) > 5 and not any(found.values())
+    assert not claims.cannot_be_told([]) and not claims.cannot_be_told([0.1, -0.1])
+    assert claims.cannot_be_told([0.1, -0.1, 0.05]) and not claims.cannot_be_told([1, 1.1, 1])

@@ -64,14 +64,14 @@ def test_names_are_those_of_the_records_on_disk():
         if "name" in record
     }
     assert TASK.name == "grid-mnist-arcface-s16-m0.2-lr0.3"
-    no_margin = replace(TASK, part="tuning", dataset="cifar10", loss="softmax", scale=None)
+    no_margin = replace(TASK, part="margin-tuning", dataset="mnist", loss="softmax", scale=None)
     no_margin = replace(no_margin, margin=None, head_lr=0.02)
     seen = replace(TASK, part="unseen", split=1, seed=0, named_by=("split", "seed"))
     for task in (
         replace(TASK, part="scale-margin", seed=1, named_by=("scale", "margin", "seed")),
         no_margin,
         seen,
-        replace(seen, part="losses", split=None),
+        replace(seen, part="margin", split=None),
     ):
         assert names[task.name]["loss"] == task.loss and names[task.name]["split"] == task.split
 
@@ -98,8 +98,8 @@ def test_a_finished_training_is_not_repeated(tmp_path, small_data):
     train = Recorder()
     for _ in range(2):  # a second study finds the records of the first
         made = study(tmp_path, small_data["MNIST"], train)
-        first = made.run(TASK, small_data["MNIST"])
-        other = made.run(replace(TASK, margin=0.4), small_data["MNIST"])
+        first = made.run(TASK, small_data["MNIST"], lambda *arguments: {})
+        other = made.run(replace(TASK, margin=0.4), small_data["MNIST"], lambda *arguments: {})
     assert len(train.calls) == 2
     assert records.load_lines(tmp_path / "grid-mnist.jsonl") == [first, other]
     assert [path.name for path in tmp_path.iterdir()] == ["grid-mnist.jsonl"]
@@ -108,10 +108,10 @@ def test_a_finished_training_is_not_repeated(tmp_path, small_data):
 def test_an_interrupted_training_is_resumed(tmp_path, small_data):
     train = Recorder(KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
-        study(tmp_path, small_data["MNIST"], train).run(TASK, small_data["MNIST"])
+        study(tmp_path, small_data["MNIST"], train).run(TASK, small_data["MNIST"], lambda *_: {})
     assert [path.name for path in tmp_path.iterdir()] == [f".running-{TASK.name}"]
     train.error = None
-    study(tmp_path, small_data["MNIST"], train).run(TASK, small_data["MNIST"])
+    study(tmp_path, small_data["MNIST"], train).run(TASK, small_data["MNIST"], lambda *_: {})
     assert [call[3:] for call in train.calls] == [(True, False), (True, True)]
     assert [path.name for path in tmp_path.iterdir()] == ["grid-mnist.jsonl"]
 

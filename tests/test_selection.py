@@ -10,19 +10,16 @@ from study import selection
 
 FOLDER = records.ROOT / "figures" / "study"
 PARTS = {
-    "tuning": 36,
-    "losses": 30,
     "unseen": 60,
     "scale-margin": 90,
     "plane": 2,
     "seen-numbers": 48,
     "seen-digits": 48,
     "margin": 30,
+    "margin-tuning": 57,
     "corruption": 10,
 }
 CIFAR10_PARTS = {
-    "tuning": 36,
-    "losses": 18,
     "unseen": 24,
     "margin": 15,
     "corruption": 6,
@@ -59,21 +56,21 @@ def test_records_are_in_the_order_of_losses_seeds_and_splits(tmp_path):
     assert list(found) == ["softmax", "arcface"]
     order = [(run["seed"], run["split"]) for run in found["arcface"]]
     assert order == [(0, 0), (0, 1), (1, 0), (1, 1)]
-    assert selection.load(tmp_path, "losses", "mnist") == {}
+    assert selection.load(tmp_path, "margin", "mnist") == {}
 
 
 def test_only_seeds_that_every_loss_has_are_compared(tmp_path):
     kinds = [(loss, seed) for loss in LOSS_STYLE for seed in (0, 1)]
     kinds.remove(("cosface", 1))
-    write(tmp_path, "losses", [{"loss": loss, "seed": seed} for loss, seed in kinds])
-    runs = selection.load(tmp_path, "losses", "mnist")
-    found = selection.common_seeds(runs)
+    write(tmp_path, "margin", [{"loss": loss, "seed": seed} for loss, seed in kinds])
+    runs = selection.load(tmp_path, "margin", "mnist")
+    found = selection.common_seeds(runs, LOSS_STYLE)
     assert {loss: [run["seed"] for run in of] for loss, of in found.items()} == {
         loss: [0] for loss in LOSS_STYLE
     }
     assert len(selection.common_seeds(runs, ["softmax", "cm1"])["cm1"]) == 2
     del runs["cosface"]
-    assert selection.common_seeds(runs) == {}
+    assert selection.common_seeds(runs, LOSS_STYLE) == {}
 
 
 def test_runs_that_collapsed_are_left_out():
@@ -83,7 +80,13 @@ def test_runs_that_collapsed_are_left_out():
 
 def test_differences_are_paired_by_seed():
     def runs(*accuracies):
-        return [{"seed": k, "test_accuracy": value} for k, value in enumerate(accuracies)]
+        return [
+            {"seed": k, "test_accuracy": value, "accuracy": value and value + 0.01 * k}
+            for k, value in enumerate(accuracies)
+        ]
 
-    losses = {"arcface": runs(0.90, None, 0.80, 0.7), "cosface": runs(0.91, 0.95, 0.78, 0.2)}
-    assert selection.differences(losses, "cosface") == pytest.approx([1, -2])
+    made = {"ArcFace": runs(0.90, None, 0.80, 0.7), "CosFace": runs(0.91, 0.95, 0.78, 0.2)}
+    assert selection.differences(made, "CosFace") == pytest.approx([1, -2])
+    assert selection.differences(made, "CosFace", key="test_accuracy") == pytest.approx([1, -2])
+    other = {"ArcFace": runs(0.9), "CosFace": [{"seed": 0, "test_accuracy": 0.9, "accuracy": 0.8}]}
+    assert selection.differences(other, "CosFace") == pytest.approx([-10])

@@ -1,9 +1,12 @@
 """The study's pictures show what its records say."""
 
+import shutil
+
 import matplotlib.pyplot as plt
 import pytest
 
-from study import figures, tables
+from experiment import records
+from study import best, collapse, corruption, figures, grid, paper, seen, sphere, tables, unseen
 
 
 @pytest.fixture(autouse=True)
@@ -15,13 +18,15 @@ def close_figures():
 
 def run(accuracy, seed=0, **values):
     """A record of a run, as the pictures read it."""
-    defaults = {"split": None, "scale": 8.0, "margin": 0.1, "head_lr": 0.2, "epochs": 1}
-    return defaults | {"test_accuracy": accuracy, "seed": seed} | values
+    found = {"accuracy": accuracy, "test_accuracy": accuracy, "seed": seed}
+    return found | {"loss": "arcface"} | values
 
 
 def test_accuracies_and_paired_differences_are_where_the_records_say():
-    losses = {"cosface": [run(0.93), run(0.95, 1)], "arcface": [run(0.90), run(0.91, 1)]}
-    left, right = figures.draw_accuracy(losses, "MNIST").axes
+    made = {"CosFace": [run(0.93), run(0.95, 1)], "ArcFace": [run(0.90), run(0.91, 1)]}
+    figure = figures.draw_accuracy(made, "MNIST")
+    assert figure.get_suptitle() == "MNIST (2 seeds each; bars: 95% intervals)"
+    left, right = figure.axes
     means = [container.lines[0].get_xydata()[0].tolist() for container in left.containers]
     assert means == [pytest.approx([94, 0]), pytest.approx([90.5, 1])]
     assert [tick.get_text() for tick in left.get_yticklabels()] == ["CosFace", "ArcFace"]
@@ -33,18 +38,37 @@ def test_accuracies_and_paired_differences_are_where_the_records_say():
 
 def test_angles_stand_beside_the_paper_s_and_the_simplex_limit():
     angles = {key: 10.0 * k for k, key in enumerate(tables.ANGLES)}
-    axes = figures.draw_angles({"arcface": [run(0.9, angles=angles)]}, "MNIST").axes[0]
+    runs = {name: [run(0.9, angles=angles)] for name in ("ArcFace", "ArcFace, s = 64")}
+    axes = figures.draw_angles(runs, "MNIST").axes[0]
     drawn = [container.lines[0].get_ydata()[0] for container in axes.containers]
-    assert drawn == pytest.approx([0, 10, 20, 30, 40, 50])
+    assert drawn == pytest.approx([0, 0, 10, 10, 20, 20, 30, 30, 40, 40, 50, 50])
+    filled = [container.lines[0].get_markerfacecolor() for container in axes.containers]
+    assert filled == ["#0072B2", "white"] * 6
     levels = {float(line.get_ydata()[0]) for line in axes.lines if len(line.get_ydata()) == 2}
     assert {44.26, 14.29, 65.60, 66.55} <= levels
     assert any(level == pytest.approx(96.379, abs=1e-3) for level in levels)
     names = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert names == ["ArcFace", "paper, norm. softmax", "paper, ArcFace"]
+    assert names == [*runs, "paper, norm. softmax", "paper, ArcFace"]
+    arcface, hollow, *_ = axes.get_legend().get_lines()
+    assert (arcface.get_markerfacecolor(), hollow.get_markerfacecolor()) == ("#0072B2", "white")
+    assert hollow.get_markersize() > 4  # else its edge fills it
 
 
-def test_without_records_nothing_is_drawn(tmp_path):
-    (tmp_path / "README.md").write_text("text\n", encoding="utf-8")
-    figures.draw(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
-    assert (tmp_path / "README.md").read_text(encoding="utf-8") == "text\n"
+@pytest.mark.slow
+def test_all_pictures_are_drawn_from_the_records(tmp_path):
+    for name in ("mnist/seeds.json", "cifar10/seeds.json"):
+        (tmp_path / "figures" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(records.ROOT / "figures" / name, tmp_path / "figures" / name)
+    study = records.ROOT / "figures" / "study"
+    ignored = shutil.ignore_patterns("*.png")
+    shutil.copytree(study, tmp_path / "figures" / "study", ignore=ignored)
+    for part in (best, collapse, corruption, grid, paper, seen, sphere, unseen):
+        assert part.main(["--figures-only"], tmp_path) == 0
+    for folder in ("study", "paper"):
+        drawn, kept = (
+            {path.name for path in (root / "figures" / folder).glob("*.png")}
+            for root in (tmp_path, records.ROOT)
+        )
+        assert drawn == kept
+    text = (tmp_path / "figures/study/README.md").read_text(encoding="utf-8")
+    assert text == (study / "README.md").read_text(encoding="utf-8")
