@@ -56,6 +56,8 @@ def test_every_loss_has_nine_trials_and_the_paper_three(tmp_path):
     for loss in best.COMPARED["mnist"]:
         made = [t for t, _ in study.tasks if t.loss == loss and t not in of_paper]
         assert len(made) == len({task.name for task in made}) == 9
+    small = chosen.pop()
+    assert (small.loss, small.scale, small.margin, small.head_lr) == ("arcface", 4.0, 0.1, 0.2)
     found = {task.loss: task for task in chosen[:-1]}
     rates = RECIPE.learning_rates
     assert found["softmax"].head_lr == 2 * rates["linear head"]
@@ -97,14 +99,18 @@ def test_what_is_chosen_is_trained_with_every_seed_and_nothing_twice(tmp_path):
     study = FakeStudy(tmp_path, closeness)
     best.compare(study, "mnist")
     made = [task for task, source in study.tasks if source is study]
-    assert len(made) == 2 * 7 - 1
+    assert len(made) == 2 * 8 - 1
     assert {(t.scale, t.margin, t.head_lr) for t in made} == {
         (t.scale, t.margin, t.head_lr) for t in chosen
     }
-    assert [t.seed for t in made] == [0] * 7 + [1] * 6
+    assert [t.seed for t in made] == [0] * 8 + [1] * 7
     found = best.runs(tmp_path, "mnist")
-    assert list(found) == [*(best.LOSS_STYLE[loss][0] for loss in best.LOSSES), best.PAPER]
-    assert [[run["seed"] for run in of] for of in found.values()] == [[0, 1]] * 7
+    assert list(found) == [
+        *(best.LOSS_STYLE[loss][0] for loss in best.LOSSES),
+        best.PAPER,
+        best.SMALL,
+    ]
+    assert [[run["seed"] for run in of] for of in found.values()] == [[0, 1]] * 8
     assert found[ARCFACE][1]["part"] == "margin"
     rows = best.table(found).splitlines()
     cells = "2 | 90.00, 90.00 | −0.03, −0.03 | – | – |"
@@ -147,6 +153,19 @@ def test_a_setting_that_always_collapses_is_shown_as_such(tmp_path):
     marked = best.tables(tmp_path)
     assert f"| {best.PAPER} | **64 / 0.5 / 0.05: collapsed** |" in marked["best-search-mnist"]
     assert f"| {best.PAPER} | 64 | 0.5 | 0.05 | 0 | – | – | – | – |" in marked["best-mnist"]
+
+
+def test_arcface_with_a_smaller_scale_had_the_highest_accuracy_on_held_out_images():
+    """In the trials of the recipe; with the same images, and more than any trial here."""
+    setting = best.SMALLER["mnist"]
+    runs = records.load_lines(FOLDER.parent / "tuning/mnist.jsonl")
+    (small, *_) = [run for run in runs if run["trial"] == "s = 4"]
+    rate, margins = (small["recipe"][key] for key in ("learning_rates", "default_margins"))
+    found = {"scale": small["recipe"]["scale"], "margin": margins["arcface"]}
+    assert found | {"head_lr": rate["head"]} == setting
+    assert small["held_out"] == margin.SETUPS["mnist"].held_out and small["seed"] == 0
+    tried = [run for of in load(FOLDER, "margin-tuning", "mnist").values() for run in of]
+    assert small["accuracy"] > max(run["test_accuracy"] for run in tried)
 
 
 @pytest.mark.parametrize("dataset", best.COMPARED)
