@@ -22,6 +22,7 @@ from study.selection import ARCFACE, RunsByLoss, StudyRecord, differences, finis
 from study.tables import interval
 
 STUDY = ROOT / "figures" / "study"
+NORMALISED = LOSS_STYLE["norm-softmax"][0]
 
 
 def sign(values: list[float]) -> int:
@@ -43,65 +44,78 @@ def of_the_best() -> dict[str, bool]:
     found, searches = best.runs(STUDY, "mnist"), best.tried(STUDY, "mnist")
     gaps = {name: differences(found, name) for name in found if name != ARCFACE}
     means = {name: interval(of)[0] for name, of in gaps.items()}
-    of_paper = gaps.pop(best.PAPER, [])
-    tried = [10_000 * run["test_accuracy"] for run in searches.get(ARCFACE, [])]
+    of_paper, of_small = (gaps.pop(name, []) for name in (best.PAPER, best.SMALL))
+    images = {name: [10_000 * run["test_accuracy"] for run in of] for name, of in searches.items()}
+    apart = {name: round(float(np.ptp(of))) for name, of in images.items()}
+    compact = {name: [run["angles"]["intra_test"] for run in of] for name, of in found.items()}
 
     def extreme(key: str, choose: Callable[[list[float]], float]) -> set[str]:
-        """The losses, the paper's setting aside, that have the smallest or largest angle with one
-        of the seeds."""
-        seeds = range(len(found.get(ARCFACE, [])))
-        by_name = {
+        """The losses, without ArcFace's other settings, that have the smallest or largest angle
+        with one of the seeds."""
+        angles = {
             name: [run["angles"][key] for run in of]
             for name, of in found.items()
-            if name != best.PAPER
+            if name not in (best.PAPER, best.SMALL)
         }
-        ends = [choose([of[k] for of in by_name.values()]) for k in seeds]
-        return {name for name, of in by_name.items() for k in seeds if of[k] == ends[k]}
+        ends = [choose(list(of)) for of in zip(*angles.values(), strict=True)]
+        return {name for name, of in angles.items() if any(map(np.equal, of, ends))}
 
-    w_inter = angle(found, "w_inter")
     return {
-        "each at its best: normalised softmax has the highest mean": (
-            max([*gaps, best.PAPER], key=lambda name: means.get(name, 0)) == "normalised softmax"
-            and means.get("normalised softmax", 0) > 0
+        "each at its best: all means lie within a tenth of a point of ArcFace's": (
+            bool(means) and max(map(abs, means.values())) < 0.1
+        ),
+        "each at its best: normalised softmax has the highest mean of the six": (
+            bool(gaps)
+            and max(gaps, key=lambda name: means[name]) == NORMALISED
+            and means[NORMALISED] > 0
         ),
         "each at its best: the four others cannot be told from ArcFace": len(gaps) == 5
-        and all(cannot_be_told(of) for name, of in gaps.items() if name != "normalised softmax"),
-        "each at its best: the search found ArcFace no better setting": all(
-            len(of) > 2 and np.mean(of) < 0 for of in to_own_setting(ARCFACE)
+        and all(cannot_be_told(of) for name, of in gaps.items() if name != NORMALISED),
+        "each at its best: nor can ArcFace's other settings": all(
+            map(cannot_be_told, (of_paper, of_small))
         ),
-        "each at its best: normalised softmax does not differ from ArcFace's own setting": all(
-            cannot_be_told(of) for of in to_own_setting("normalised softmax")
+        "each at its best: normalised softmax cannot be told from ArcFace's good settings": all(
+            map(cannot_be_told, to_other_settings())
         ),
-        "each at its best: the paper's setting cannot be told from ArcFace": cannot_be_told(
-            of_paper
-        ),
-        "each at its best: all means lie within a tenth of a point of ArcFace's": all(
-            abs(interval(of)[0]) < 0.1 for of in (*gaps.values(), of_paper)
-        ),
-        "each at its best: ArcFace's trials differ by six images or fewer": (
-            len(tried) == 9 and max(tried) - min(tried) < 6.5
+        "each at its best: ArcFace's trials differ by six images, normalised softmax's by 21": (
+            (apart.get(ARCFACE), apart.get(NORMALISED)) == (6, 21)
         ),
         "each at its best: normalised softmax has the most compact classes, furthest apart": (
-            extreme("intra_test", min) == extreme("inter_test", max) == {"normalised softmax"}
+            extreme("intra_test", min) == extreme("inter_test", max) == {NORMALISED}
         ),
+        "each at its best: with s = 4 and a margin classes are more compact still": bool(found)
+        and all(map(np.less, compact[best.SMALL], compact[NORMALISED])),
         "each at its best: ArcFace has the closest classes": (
             extreme("inter_test", min) == {ARCFACE}
         ),
-        "each at its best: ArcFace's and CM1's centres are closer together than random ones": (
-            {name for name in w_inter if w_inter[name] < random_centres(128)}
-            == {ARCFACE, LOSS_STYLE["cm1"][0], best.PAPER}
+        "trials: at one scale and rate margins make classes compact, at s = 32 further apart": (
+            bool(searches)
+            and all(of_trials(s, "intra_test", np.less) for s in (8, 16))
+            and of_trials(32, "inter_test", np.greater)
         ),
     }
 
 
-def to_own_setting(name: str) -> list[list[float]]:
-    """The differences of a loss with the best of its settings to ArcFace with the recipe's: to the
-    runs of the recipe, and to those that were trained again."""
-    found, recipe = best.runs(STUDY, "mnist"), margin.runs("mnist")
-    if name not in found:
+def of_trials(scale: float, key: str, compare: Callable[[float, float], bool]) -> bool:
+    """Whether in the trials of study.best with a scale and the recipe's learning rate an angle of
+    every loss with a margin compares like this with that of normalised softmax."""
+    every = [run for of in load(STUDY, "margin-tuning", "mnist").values() for run in of]
+    rate = margin.SETUPS["mnist"].recipe.learning_rates["head"]
+    runs = [run for run in every if (run["scale"], run["head_lr"]) == (scale, rate)]
+    (without,) = (run["angles"][key] for run in runs if run["loss"] == "norm-softmax")
+    others = [run["angles"][key] for run in runs if run["loss"] != "norm-softmax"]
+    return len(others) > 5 and all(compare(angle, without) for angle in others)
+
+
+def to_other_settings() -> list[list[float]]:
+    """On MNIST the differences of normalised softmax with the best of its settings to ArcFace with
+    s = 4, with the recipe's own setting, trained again, and with m = 0.3."""
+    found = best.runs(STUDY, "mnist")
+    if not found:
         return [[]]
-    recipe["best"] = found[name]
-    return [differences(recipe, "best", to) for to in (ARCFACE, margin.AGAIN)]
+    settings = margin.runs("mnist") | found
+    others = (best.SMALL, margin.AGAIN, f"{ARCFACE}, m = {margin.LARGER}")
+    return [differences(settings, NORMALISED, to) for to in others]
 
 
 def cannot_be_told(values: list[float]) -> bool:

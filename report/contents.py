@@ -26,7 +26,7 @@ def numbers() -> dict[str, Any]:
         for those that are the same in all recipes, which in_all lists.
         grid, unseen, seen, sphere, damage: of these parts of the study.
         again: differences of CIFAR-10's other losses to ArcFace, trained again. larger: of the
-            larger margin to none. to_own: claims.to_own_setting of normalised softmax.
+            larger margin to none. to_others: claims.to_other_settings.
         random: W-Inter of ten random centres. torch_gpu: the version behind the GPU's runs.
         tables: those of the README files, as lists of rows.
 
@@ -44,13 +44,11 @@ def numbers() -> dict[str, Any]:
         found["again"] = [
             tables.mean_ci(differences(cifar, name, margin.AGAIN), 2) for name in margin.OTHERS
         ]
-        found["to_own"] = [
-            tables.mean_ci(of, 2) for of in claims.to_own_setting("normalised softmax")
-        ]
+        found["to_others"] = [tables.mean_ci(of, 2) for of in claims.to_other_settings()]
         _, without, larger = margin.OTHERS
         found["larger"] = tables.mean_ci(differences(cifar, larger, without), 2)
         found["sphere"], found["damage"] = sphere_numbers(), damage_numbers()
-        found |= {"random": {f"d{d}": f"{claims.random_centres(d):.1f}°" for d in (128, 256)}}
+        found["random"] = f"{claims.random_centres(128):.1f}°"
         on_gpu = records.load_json(ROOT / "figures/cifar10/gpu.json")
         found |= {"torch_gpu": on_gpu[0]["versions"]["torch"].partition("+")[0]}
         return found | {"tables": {name: rows(table) for name, table in markdown.items()}}

@@ -26,8 +26,9 @@ def draw_accuracy(runs: RunsByLoss, title: str) -> plt.Figure:
         runs: by the name that is printed.
     """
     figure, axes = plt.subplots(1, 2, sharey=True, figsize=(6.3, 2.7), width_ratios=(1.2, 1))
+    styles = _styles(runs)
     for place, (name, of) in enumerate(runs.items()):
-        style = _style(name, of)
+        style = styles[name]
         _draw_interval(axes[0], [100 * run["accuracy"] for run in finished(of)], place, style)
         if name != ARCFACE:
             _draw_interval(axes[1], differences(runs, name), place, style)
@@ -43,12 +44,17 @@ def draw_accuracy(runs: RunsByLoss, title: str) -> plt.Figure:
     return figure
 
 
-def _style(name: str, runs: list[StudyRecord]) -> dict[str, Any]:
-    """Colour and marker of a loss; the marker is hollow where the name says more than the loss."""
-    usual, colour, marker = LOSS_STYLE[runs[0]["loss"]]
-    filled = colour if name == usual else "white"
-    style = {"color": colour, "marker": marker, "markerfacecolor": filled}
-    return style | {"markersize": 4.5, "markeredgewidth": 0.7}
+def _styles(runs: RunsByLoss) -> dict[str, dict[str, Any]]:
+    """Colour and marker of each loss; of its other settings the markers are hollow."""
+    styles: dict[str, dict[str, Any]] = {}
+    hollow = iter("Pvs")
+    for name, of in runs.items():
+        usual, colour, marker = LOSS_STYLE[of[0]["loss"]]
+        own = name == usual
+        styles[name] = {"color": colour, "marker": marker if own else next(hollow)}
+        styles[name] |= {"markerfacecolor": colour if own else "white"}
+        styles[name] |= {"markersize": 4.5, "markeredgewidth": 0.7}
+    return styles
 
 
 def _draw_interval(
@@ -68,12 +74,13 @@ def draw_angles(runs: RunsByLoss, title: str) -> plt.Figure:
         runs: by the name that is printed.
     """
     figure, axes = plt.subplots(figsize=(6.3, 3.2))
+    styles = _styles(runs)
     for place, key in enumerate(ANGLES):
         for offset, (name, of) in enumerate(runs.items()):
             mean, half = interval([run["angles"][key] for run in finished(of)])
             x = place + 0.11 * (offset - (len(runs) - 1) / 2)
             half = 0 if np.isnan(half) else half
-            axes.errorbar(x, mean, yerr=half, linestyle="none", capsize=2, **_style(name, of))
+            axes.errorbar(x, mean, yerr=half, linestyle="none", capsize=2, **styles[name])
         for column, (_, colour, line) in PAPER_STYLE.items():
             ends, value = [place - 0.4, place + 0.4], ANGLES[key][column]
             axes.plot(ends, [value, value], color=colour, linewidth=1, linestyle=line)
@@ -82,10 +89,7 @@ def draw_angles(runs: RunsByLoss, title: str) -> plt.Figure:
     labels = [label for label, _, _ in ANGLES.values()]
     axes.set(xticks=range(len(ANGLES)), xticklabels=labels)
     axes.set(ylabel="angle in degrees", ylim=(-2, 107))
-    handles = [
-        plt.Line2D([], [], label=name, linestyle="none", **_style(name, of))
-        for name, of in runs.items()
-    ]
+    handles = [plt.Line2D([], [], label=name, linestyle="none", **styles[name]) for name in runs]
     handles += [
         plt.Line2D([], [], label=label, color=colour, linestyle=line, linewidth=1)
         for label, colour, line in PAPER_STYLE.values()

@@ -38,19 +38,20 @@ def test_accuracies_and_paired_differences_are_where_the_records_say():
 
 def test_angles_stand_beside_the_paper_s_and_the_simplex_limit():
     angles = {key: 10.0 * k for k, key in enumerate(tables.ANGLES)}
-    runs = {name: [run(0.9, angles=angles)] for name in ("ArcFace", "ArcFace, s = 64")}
+    runs = {name: [run(0.9, angles=angles)] for name in ("ArcFace", "with s = 64", "s = 4")}
     axes = figures.draw_angles(runs, "MNIST").axes[0]
     drawn = [container.lines[0].get_ydata()[0] for container in axes.containers]
-    assert drawn == pytest.approx([0, 0, 10, 10, 20, 20, 30, 30, 40, 40, 50, 50])
+    assert drawn == pytest.approx([angle for angle in range(0, 60, 10) for _ in runs])
     filled = [container.lines[0].get_markerfacecolor() for container in axes.containers]
-    assert filled == ["#0072B2", "white"] * 6
+    assert filled == ["#0072B2", "white", "white"] * 6
     levels = {float(line.get_ydata()[0]) for line in axes.lines if len(line.get_ydata()) == 2}
     assert {44.26, 14.29, 65.60, 66.55} <= levels
     assert any(level == pytest.approx(96.379, abs=1e-3) for level in levels)
     names = [text.get_text() for text in axes.get_legend().get_texts()]
     assert names == [*runs, "paper, norm. softmax", "paper, ArcFace"]
-    arcface, hollow, *_ = axes.get_legend().get_lines()
+    arcface, hollow, other, *_ = axes.get_legend().get_lines()
     assert (arcface.get_markerfacecolor(), hollow.get_markerfacecolor()) == ("#0072B2", "white")
+    assert hollow.get_marker() != other.get_marker()
     assert hollow.get_markersize() > 4  # else its edge fills it
 
 
