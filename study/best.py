@@ -178,10 +178,10 @@ def runs(folder: Path, dataset: str) -> RunsByLoss:
     return found if common else {}
 
 
-def search_table(folder: Path, dataset: str) -> str:
+def search_table(searches: RunsByLoss) -> str:
     """All trials, in Markdown; what each search chose is bold."""
     lines = []
-    for name, of in tried(folder, dataset).items():
+    for name, of in searches.items():
         cells = []
         for run in of:
             result = "collapsed" if collapsed(run) else f"{100 * run['test_accuracy']:.2f}"
@@ -203,8 +203,8 @@ def tables(folder: Path) -> dict[str, str]:
     """Those that have records, by the names of their marks."""
     found = {}
     for dataset in COMPARED:
-        if tried(folder, dataset):
-            found[f"best-search-{dataset}"] = search_table(folder, dataset)
+        if searches := tried(folder, dataset):
+            found[f"best-search-{dataset}"] = search_table(searches)
         if made := runs(folder, dataset):
             found[f"best-{dataset}"] = table(made)
             found[f"angles-{dataset}"] = angles_table(made)
