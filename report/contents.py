@@ -26,7 +26,7 @@ def numbers() -> dict[str, Any]:
         for those that are the same in all recipes, which in_all lists.
         grid, unseen, seen, sphere, damage: of these parts of the study.
         again: differences of CIFAR-10's other losses to ArcFace, trained again. larger: of the
-            larger margin to none. to_others: claims.to_other_settings.
+            larger margin to none.
         random: W-Inter of ten random centres. torch_gpu: the version behind the GPU's runs.
         tables: those of the README files, as lists of rows.
 
@@ -44,7 +44,6 @@ def numbers() -> dict[str, Any]:
         found["again"] = [
             tables.mean_ci(differences(cifar, name, margin.AGAIN), 2) for name in margin.OTHERS
         ]
-        found["to_others"] = [tables.mean_ci(of, 2) for of in claims.to_other_settings()]
         _, without, larger = margin.OTHERS
         found["larger"] = tables.mean_ci(differences(cifar, larger, without), 2)
         found["sphere"], found["damage"] = sphere_numbers(), damage_numbers()

@@ -168,6 +168,17 @@ def test_arcface_with_a_smaller_scale_had_the_highest_accuracy_on_held_out_image
     assert small["accuracy"] > max(run["test_accuracy"] for run in tried)
 
 
+def test_the_records_on_disk_are_those_of_the_whole_comparison(monkeypatch):
+    """Each choice follows from the trials, and what was chosen has every seed."""
+    study = FakeStudy(FOLDER, seeds=margin.SETUPS["mnist"].seeds)
+    trials = load(FOLDER, "margin-tuning", "mnist").values()
+    known = {run["name"]: run for of in trials for run in of}
+    monkeypatch.setattr(study, "run", lambda task, source, measure: known.pop(task.name))
+    best.compare(study, "mnist")  # anything else that it would train is a KeyError
+    assert not known
+    assert {len(of) for of in best.runs(FOLDER, "mnist").values()} == {10}
+
+
 @pytest.mark.parametrize("dataset", best.COMPARED)
 def test_the_page_has_the_tables_of_the_records(dataset):
     text = (FOLDER / "README.md").read_text(encoding="utf-8")

@@ -17,6 +17,7 @@ PARTS = {
     "seen-digits": 48,
     "margin": 30,
     "margin-tuning": 57,
+    "best": 70,
     "corruption": 10,
 }
 CIFAR10_PARTS = {
