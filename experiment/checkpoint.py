@@ -16,7 +16,7 @@ from experiment.records import Epoch
 
 def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict:
     """What a checkpoint holds, of whatever settings. Raises Problem if it cannot be read."""
-    state = records.load_torch(path, device)
+    state = records.load_torch(path, device, "Delete it to start again, or move it away.")
     kinds = {"settings": dict, "hyperparameters": dict, "history": list}
     for key, kind in kinds.items():
         if not isinstance(state, dict) or not isinstance(state.get(key), kind):
@@ -29,19 +29,23 @@ def load_checkpoint(path: Path, settings: Settings, recipe: Recipe, device: torc
     state = read_checkpoint(path, device)
     if changed := differing(state, settings, recipe):
         raise Problem(
-            f"{path} is of another run: {changed}. Repeat its options, or delete it to start again."
+            f"{path} is of another run: {changed}. Repeat its options (threads: OMP_NUM_THREADS), "
+            "or delete it to start again."
         )
     return state
 
 
 def differing(saved: dict, settings: Settings, recipe: Recipe) -> str:
-    """In what a run is to differ from a saved one; empty if in nothing.
+    """The settings in which a run is to differ from a saved one, or its data set alone, as text;
+    empty if there are none.
 
     Args:
         saved: a checkpoint or a model, with its ``settings`` and ``hyperparameters``.
     """
     before = saved["settings"] | saved["hyperparameters"]
     wanted = asdict(settings) | recipe.hyperparameters
+    if before.get("dataset") != settings.dataset:
+        wanted = {"dataset": settings.dataset}
     return ", ".join(
         f"{key} {before.get(key)} (now {value})"
         for key, value in wanted.items()
@@ -63,8 +67,8 @@ def check_history(history: list, epochs: int) -> None:
 def check_kind(name: str, saved: Any, own: Any) -> None:
     """Raise ValueError, which says where, unless ``saved`` can take the place of ``own``.
 
-    Keys, types and shapes must be equal, and no number may be NaN. What an optimizer holds is
-    checked when it is loaded.
+    Keys, types and shapes must be equal, and numbers finite, but for losses of images that were
+    not seen yet, which are infinite. What an optimizer holds is checked when it is loaded.
     """
     if isinstance(own, dict) and isinstance(saved, dict):
         if saved.keys() != own.keys():
@@ -76,10 +80,11 @@ def check_kind(name: str, saved: Any, own: Any) -> None:
     elif isinstance(own, Tensor):
         if saved.shape != own.shape or saved.dtype != own.dtype:
             raise ValueError(f"{name} has the wrong shape or type")
-        if saved.isnan().any():
+        finite = ~saved.isnan() if name == "last_loss" else saved.isfinite()
+        if not finite.all():
             raise ValueError(f"{name} has entries that are not numbers")
-    elif isinstance(own, float) and not math.isfinite(saved):
-        raise ValueError(f"{name} is not a number")
+    elif isinstance(own, float) and not 0 <= saved < math.inf:
+        raise ValueError(f"{name} is not a number above 0")
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:

@@ -13,7 +13,7 @@ from experiment.recipe import LOSSES, Recipe
 
 
 def parse(
-    recipes: dict[str, Recipe], description: str, argv: list[str] | None
+    recipes: dict[str, Recipe], description: str | None, argv: list[str] | None
 ) -> argparse.Namespace:
     """The options of a script, checked; a bad one ends the program with exit status 2.
 
@@ -33,7 +33,7 @@ def parse(
     )
     chosen = chooser.parse_known_args(argv)[0].recipe
     parser = argparse.ArgumentParser(
-        description=description.splitlines()[0],
+        description=(description or "").partition("\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
         parents=[chooser],
@@ -56,7 +56,7 @@ def launcher() -> list[str]:
         _, world, local = (int(os.environ[name]) for name in names)
     except (KeyError, ValueError):
         return ["python"]
-    nodes = [f"--nnodes={world // local}"] if world > local else []
+    nodes = [f"--nnodes={world // local}"] if world > local > 0 else []
     return ["torchrun", *nodes, f"--nproc-per-node={local}"]
 
 

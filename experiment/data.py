@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from experiment.errors import Problem, reason, unwritable
-from experiment.records import remove_leftovers
+from experiment.records import remove_leftovers, temporary_path
 
 DOWNLOAD_TIMEOUT = 15.0  # seconds without a byte after which a download gives up
 DISK = {errno.ENOSPC, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES}  # not the network's errors
@@ -322,7 +322,7 @@ def download(source: Source, folder: Path, missing: list[str], timeout: float) -
         Problem: ``folder`` cannot be written, or a file in it that is too short is not the
             beginning of the published one.
     """
-    temporary, new = folder / f".download.{os.getpid()}.tmp", not folder.exists()
+    temporary, new = temporary_path(folder / "download"), not folder.exists()
     print(f"Downloading {source.name} to {folder} ...", flush=True)
     try:
         temporary.mkdir(parents=True)

@@ -3,11 +3,13 @@
 import contextlib
 import errno
 import os
+import re
 import sys
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, TextIO
 
+OWN = re.compile(r"(experiment|study|report|arcface_\w+)\b|$")  # modules of this project
 DISK_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
@@ -20,7 +22,7 @@ class Elsewhere(Problem):
 
 
 class Finished(Exception):
-    """There is nothing left to do, as its text says. A command ends with exit status 0."""
+    """There is nothing left to do, as its text says, if any. A command ends with exit status 0."""
 
 
 def exit_status(
@@ -31,8 +33,9 @@ def exit_status(
 
     Returns:
         What work() returned, 0 for None. After one line on stderr: 1 for a Problem, for a file
-        that cannot be read or written and for a lack of memory, 130 for Ctrl-C. argparse's own
-        SystemExit passes. Any other exception is a defect of the program and passes too.
+        that cannot be read or written, a library that is missing and a lack of memory, 130 for
+        Ctrl-C. argparse's own SystemExit passes. Any other exception is a defect of the program and
+        passes too.
 
     Args:
         go_on: what the line after Ctrl-C adds, for the user to know how the work continues.
@@ -47,7 +50,8 @@ def exit_status(
         line = f"error: {problem}"
     except Finished as finished:
         status = 0
-        print(finished, flush=True)
+        if str(finished):
+            print(finished, flush=True)
     except KeyboardInterrupt:
         line, status = f"Interrupted. {go_on}", 130
         if sys.stderr.isatty():
@@ -62,7 +66,8 @@ def exit_status(
 
 
 def describe(error: Exception) -> str | None:
-    """One line for an error of the machine: a file, or a lack of memory. None for any other one."""
+    """One line for an error of the machine: a file, a library that is missing, or a lack of memory.
+    None for any other one."""
     if out_of_memory(error):
         remedy = "Lower --batch-size or --embedding-size, or close other programs."
         return f"Out of memory. {remedy}"
@@ -70,6 +75,9 @@ def describe(error: Exception) -> str | None:
         named = f"{os.fsdecode(error.filename)}: " if error.filename is not None else ""
         remedy = ". Free some space" if error.errno in DISK_FULL else ""
         return f"{named}{reason(error)}{remedy}."
+    if isinstance(error, ModuleNotFoundError) and not OWN.match(error.name or ""):
+        remedy = "python -m pip install -r requirements.txt"
+        return f"{error.name} is not installed. Install what the project needs: {remedy}"
     return None
 
 
@@ -81,6 +89,8 @@ def reason(error: OSError) -> str:
 def unwritable(error: OSError) -> str:
     """What went wrong with a file or folder to be written, and the remedy."""
     remedy = "Choose another folder."
+    if isinstance(error, IsADirectoryError):
+        remedy = "Move it away."
     if error.errno in DISK_FULL:
         remedy = "Free some space, or choose another folder."
     return f"{reason(error)}. {remedy}"
@@ -160,12 +170,17 @@ def protect_streams() -> None:
 
 
 def _report(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
-    """sys.excepthook: Ctrl-C while a command still imports its libraries ends in one line too."""
+    """sys.excepthook: Ctrl-C while a command still imports its libraries, or one that is missing,
+    ends in one line too."""
+    line, status = "Interrupted.", 130
     if not issubclass(kind, KeyboardInterrupt):
-        return _other_errors(kind, error, where)
+        text = describe(error) if isinstance(error, ModuleNotFoundError) else None
+        if text is None:
+            return _other_errors(kind, error, where)
+        line, status = f"error: {text}", 1
     protect_streams()
-    print("Interrupted.", file=sys.stderr)
-    raise SystemExit(130)
+    print(line, file=sys.stderr)
+    raise SystemExit(status)
 
 
 _other_errors, sys.excepthook = sys.excepthook, _report

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from experiment import label_errors, records
-from experiment.errors import Problem, exit_status, protect_streams
+from experiment.errors import exit_status, protect_streams
 from experiment.recipe import margins
 
 # The user's own settings must change nothing. A notebook's backend stops matplotlib's import
@@ -73,18 +73,17 @@ def draw_run(folder: Path) -> None:
     Raises:
         Problem: a record is missing or damaged, or a picture cannot be written.
     """
-    record, arrays = (
-        records.load_json(folder / "run.json"),
-        records.load_arrays(folder / "arrays.npz"),
-    )
-    for draw in (accuracy, loss, angles, embedding, centres, confusion, mistakes):
-        with plt.rc_context(STYLE):
-            figure = draw(record, arrays)
+    record, arrays = records.load_run(folder)
+    drawn = {}
+    with records.showing(folder), plt.rc_context(STYLE):
+        for draw in (accuracy, loss, angles, embedding, centres, confusion, mistakes):
+            drawn[draw.__name__] = figure = draw(record, arrays)
             if record["dataset"] == "synthetic":
                 figure.suptitle(
                     "SYNTHETIC stand-in, not the real data", color=RED, fontweight="bold"
                 )
-            save(figure, folder / f"{draw.__name__}.png")
+        for name, figure in drawn.items():
+            save(figure, folder / f"{name}.png")
 
 
 def save(figure: plt.Figure, path: Path) -> None:
@@ -361,15 +360,7 @@ def main(argv: list[str] | None = None) -> int:
 
     def work() -> None:
         for folder in options.folders:
-            try:
-                draw_run(folder)
-            except (AttributeError, ArithmeticError, LookupError, TypeError, ValueError) as error:
-                plt.close("all")
-                what = f"{type(error).__name__}: {error}".splitlines()[0]
-                raise Problem(
-                    f"{folder} cannot be drawn ({what}): run.json or arrays.npz is not what a "
-                    "script writes. Run the script again."
-                ) from error
+            draw_run(folder)
             print(f"The pictures in {folder} are drawn.")
 
     return exit_status(work)

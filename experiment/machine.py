@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from experiment.errors import Elsewhere, Problem
+from experiment.errors import Elsewhere, Finished, Problem
 from experiment.records import ROOT
 
 JOIN = timedelta(minutes=30)  # that a process waits for the others, of which 0 may be downloading
@@ -31,7 +31,7 @@ def join_processes(gpu: bool) -> None:
     Args:
         gpu: whether their tensors will be on GPUs.
     """
-    if "RANK" not in os.environ or dist.is_initialized():
+    if not os.environ.get("RANK") or dist.is_initialized():
         return
     remedy = "Start with torchrun, or unset RANK to train in one process."
     if missing := [name for name in LAUNCHER if not os.environ.get(name)]:
@@ -43,21 +43,22 @@ def join_processes(gpu: bool) -> None:
         raise Problem(f"RANK is not below WORLD_SIZE in the environment. {remedy}")
     try:
         dist.init_process_group("nccl" if gpu else "gloo", timeout=JOIN)
-    except (RuntimeError, ValueError) as error:
+    except (OverflowError, RuntimeError, TypeError, ValueError) as error:
         text = str(error).splitlines()[0]
         raise Problem(f"The processes could not be joined ({text}). {remedy}") from error
 
 
 def first_on_rank_0(work: Callable[[], Value]) -> Value:
-    """work() on every process, but on rank 0 before the others. Its Problem ends all of them."""
+    """work() on every process, but on rank 0 before the others. What it raises there, which only
+    rank 0 reports, ends all of them."""
     if rank_and_processes()[0] > 0:
-        if text := from_rank_0(None):
-            raise Elsewhere(text)
+        if ended := from_rank_0(None):
+            raise ended
         return work()
     try:
         value = work()
-    except Problem as problem:
-        from_rank_0(str(problem))
+    except Exception as error:
+        from_rank_0(Finished() if isinstance(error, Finished) else Elsewhere())
         raise
     from_rank_0(None)
     return value

@@ -14,11 +14,20 @@ from typing import IO, Any, TypedDict
 import numpy as np
 import torch
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 from experiment.errors import Problem, out_of_memory, reason, unwritable
 
 ROOT = Path(__file__).resolve().parent.parent
+AGAIN = "Restore it, or run the command that writes it again."
+# What reading a value raises where a file holds something else than it should.
+UNLIKE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 MOST_BYTES = 2**30  # that a file read here is decompressed to
-TEMPORARY = re.compile(r"\.(.+)\.(\d+)\.tmp(\..+)?")  # the number is that of the process
+TEMPORARY = re.compile(r"\.(.+)\.(\d+)\.arcface\.tmp(\..+)?")  # the number is of the process
+_locked: dict[str, int] = {}  # the folders that this process writes to, opened
 
 
 class Epoch(TypedDict):
@@ -73,6 +82,11 @@ class Record(TypedDict):
     data_md5: dict[str, str]
 
 
+def temporary_path(path: Path) -> Path:
+    """Where a file or folder is made before it takes its place: beside it."""
+    return path.with_name(f".{path.stem}.{os.getpid()}.arcface.tmp{path.suffix}")
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path`` that takes its place once the block has written it without
@@ -81,7 +95,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises Problem where the file cannot be written (a full disk, no permission); ``path`` is then
     as it was.
     """
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    temporary = temporary_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -114,13 +128,39 @@ def check_writable(folder: Path, option: str = "--out") -> None:
             raise Problem(f"{option} {folder} is a file. Give a folder.")
         folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder)
-        probe = folder / f".probe.{os.getpid()}.tmp"
+        probe = temporary_path(folder / "probe")
         try:
             probe.write_bytes(b"\0" * 4096)
         finally:
             probe.unlink(missing_ok=True)
     except OSError as error:
         raise Problem(f"{option} {folder} cannot be written: {unwritable(error)}") from error
+
+
+def lock(folder: Path) -> None:
+    """Keep other processes from training into ``folder`` until :func:`unlock`, or until this one
+    ends; where the system has no such locks (Windows, some network drives) nothing happens.
+
+    Raises Problem if another process trains into it.
+    """
+    if fcntl is None or str(folder) in _locked:
+        return
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(descriptor)
+            remedy = "Wait for its end, or choose another folder."
+            raise Problem(f"Another process is training into {folder}. {remedy}") from error
+        _locked[str(folder)] = descriptor
+
+
+def unlock(folder: Path) -> None:
+    """Let other processes train into ``folder`` again."""
+    with suppress(KeyError, OSError):
+        os.close(_locked.pop(str(folder)))
 
 
 def remove_leftovers(folder: Path, stem: str = "") -> None:
@@ -163,7 +203,7 @@ def reading(path: Path, remedy: str) -> Iterator[None]:
     """
     try:
         if path.exists() and not path.is_file():  # a pipe would be waited for
-            raise Problem(f"{path} is not a file. Delete it. {remedy}")
+            raise Problem(f"{path} is not a file. {remedy}")
         yield
     except Problem:
         raise
@@ -175,9 +215,23 @@ def reading(path: Path, remedy: str) -> Iterator[None]:
     except Exception as error:  # a damaged file can make a reader raise almost anything
         if out_of_memory(error):
             raise Problem(f"{path} does not fit into memory.") from error
-        raise Problem(
-            f"{path} is damaged, or not a file that this program wrote. Delete it. {remedy}"
-        ) from error
+        what = "is damaged, or not a file that this program wrote"
+        raise Problem(f"{path} {what}. {remedy}") from error
+
+
+@contextmanager
+def showing(where: Path) -> Iterator[None]:
+    """Turn what goes wrong because records are not as expected into a Problem.
+
+    Args:
+        where: the folder of the records that are drawn or tabulated.
+    """
+    try:
+        yield
+    except UNLIKE as error:
+        what = f"{type(error).__name__}: {error}".splitlines()[0]
+        lack = f"A record in {where} does not hold what is shown of it ({what})"
+        raise Problem(f"{lack}. {AGAIN}") from error
 
 
 def save_json(path: Path, record: object) -> None:
@@ -187,20 +241,40 @@ def save_json(path: Path, record: object) -> None:
 
 def load_json(path: Path) -> Any:
     """Read what :func:`save_json` wrote. Raises Problem if it is missing or damaged."""
-    with reading(path, "Run the command that writes it again."):
+    with reading(path, AGAIN):
         return json.loads(path.read_text(encoding="utf-8"))
 
 
 def append_line(path: Path, record: Mapping[str, Any]) -> None:
     """Add a record to a JSON Lines file, which is made if need be."""
     before = path.read_bytes() if path.exists() else b""
+    if before and not before.endswith(b"\n"):
+        before += b"\n"
     write(path, before + _encode(json.dumps(record, ensure_ascii=False)))
 
 
 def load_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a JSON Lines file. Raises Problem if it is missing or damaged."""
-    with reading(path, "Run the command that writes it again."):
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    """The records of a JSON Lines file.
+
+    Raises Problem if it is missing, or a line of it is damaged or has the name of another one.
+    """
+    found: list[dict[str, Any]] = []
+    with reading(path, AGAIN):
+        lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        what = "" if isinstance(record, dict) else "is not a record"
+        if not what and "name" in record and record["name"] in [old.get("name") for old in found]:
+            what = f"is a second record of {record['name']}"
+        if what:
+            raise Problem(f"Line {number} of {path} {what}. Remove it, or restore the file.")
+        found.append(record)
+    return found
 
 
 def _encode(text: str) -> bytes:
@@ -217,10 +291,21 @@ def save_arrays(path: Path, **arrays: np.ndarray) -> None:
 
 def load_arrays(path: Path) -> dict[str, np.ndarray]:
     """Read what :func:`save_arrays` wrote. Raises Problem if it is missing or damaged."""
-    with reading(path, "Run the script again."), open(path, "rb") as file:
+    with reading(path, AGAIN), open(path, "rb") as file:
         check_zip(file)
         with np.load(file, allow_pickle=False) as arrays:
             return dict(arrays)
+
+
+def load_run(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """What a run left in its folder for its pictures. Raises Problem unless both are of one run."""
+    record, arrays = load_json(folder / "run.json"), load_arrays(folder / "arrays.npz")
+    with showing(folder):
+        right = (arrays["predicted"] == arrays["labels"]).mean()
+        if abs(right - record["test_accuracy"]) > 1e-6:
+            what = f"{folder}/run.json and arrays.npz are not of the same run"
+            raise Problem(f"{what}. Restore them, or run the script again.")
+    return record, arrays
 
 
 def save_torch(path: Path, state: Mapping[str, Any]) -> None:
@@ -230,12 +315,15 @@ def save_torch(path: Path, state: Mapping[str, Any]) -> None:
     write(path, content.getbuffer())
 
 
-def load_torch(path: Path, map_location: str | torch.device = "cpu") -> Any:
+def load_torch(
+    path: Path, map_location: str | torch.device = "cpu", remedy: str = "Train again."
+) -> Any:
     """Read a checkpoint or a model, never running code from it.
 
-    Raises Problem if it is missing, unreadable or damaged: the checksums in the file are compared.
+    Raises Problem, with the remedy, if it is missing, unreadable or damaged: the checksums in the
+    file are compared.
     """
-    with reading(path, "Then train again."), open(path, "rb") as file:
+    with reading(path, remedy), open(path, "rb") as file:
         check_zip(file)
         return torch.load(file, map_location=map_location, weights_only=True)
 

@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import os
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -38,14 +40,22 @@ class Task:
 
 
 def exit_status(work: Callable[[], None]) -> int:
-    """Call work(), a script's. Returns the exit status: 0, 1 (a problem) or 130 (Ctrl-C)."""
+    """Call work(), a script's. Returns the exit status: 0, 1 (a problem) or 130 (Ctrl-C).
+
+    Under torchrun it ends the process at once: gloo's threads can abort a Python that is ending.
+    """
     try:
-        return errors.exit_status(
+        status = errors.exit_status(
             work, "The same command with --resume goes on from the last finished epoch."
         )
     finally:
-        if dist.is_initialized():
+        if joined := dist.is_initialized():
             dist.destroy_process_group()
+    if joined:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
 
 
 def start(recipe: Recipe, options: argparse.Namespace) -> Task:
@@ -115,19 +125,20 @@ def end_if_finished(out: Path, settings: Settings, recipe: Recipe) -> None:
 
     Raises:
         Finished: the run with these settings is finished.
-        Problem: a run with other settings is; it would be overwritten.
+        Problem: a run with other settings is; it would be overwritten. Or a file is damaged.
     """
-    if (out / "checkpoint.pt").exists() or not (out / "model.pt").exists():
+    paths = out / "model.pt", out / "run.json"
+    if (out / "checkpoint.pt").exists() or not all(path.exists() for path in paths):
         return
+    model, record = records.load_torch(paths[0]), records.load_json(paths[1])
     try:
-        model, record = records.load_torch(out / "model.pt"), records.load_json(out / "run.json")
         saved = {key: model[key] for key in ("settings", "hyperparameters")}
         recorded = {key: record[key] for key in asdict(settings)}
         recorded = {"settings": recorded, "hyperparameters": record["hyperparameters"]}
         if json.loads(json.dumps(saved)) != recorded:
             return
         changed = differing(saved, settings, recipe)
-    except (Problem, LookupError, TypeError, ValueError):
+    except records.UNLIKE:
         return
     if changed:
         raise Problem(
@@ -157,8 +168,8 @@ def settings_of(options: argparse.Namespace, dataset: str, device: torch.device)
 
 
 def load_data(name: str, wanted: Path | None) -> data.Data:
-    """The data set; the synthetic stand-in if it was asked for, or if no folder was named and the
-    data cannot be had.
+    """The data set; the synthetic stand-in if it was asked for, or if no folder was named, none of
+    the data set's files is there, and they cannot be downloaded.
 
     Under torchrun rank 0 loads, or downloads, before the others, and decides for all of them.
     """
@@ -172,7 +183,9 @@ def load_data(name: str, wanted: Path | None) -> data.Data:
         try:
             return data.load(name, folder)
         except data.DownloadFailed as problem:
-            if wanted is not None:
+            if wanted is not None or any(
+                (folder / file).exists() for file in data.SOURCES[name].files
+            ):
                 raise
             print(problem, flush=True)
             return None
@@ -313,9 +326,7 @@ def load_model(
         Problem: the file is missing, damaged, or of another network.
     """
     script = f"{network_class.__module__}.py"
-    if not Path(path).exists():
-        raise Problem(f"{path} does not exist. Train one with python {script}.")
-    saved = records.load_torch(Path(path))
+    saved = records.load_torch(Path(path), remedy=f"Give the model.pt that {script} leaves.")
     try:
         settings, classes = Settings(**saved["settings"]), [str(name) for name in saved["classes"]]
         d, n = settings.embedding_size, len(classes)
@@ -329,13 +340,6 @@ def load_model(
             module.load_state_dict(weights)
             if not all(weight.isfinite().all() for weight in module.state_dict().values()):
                 raise ValueError("a weight is not a number")
-    except (
-        AssertionError,
-        AttributeError,
-        LookupError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as error:
+    except (AssertionError, RuntimeError, *records.UNLIKE) as error:
         raise Problem(f"{path} does not hold a model of {script}. Train one with it.") from error
     return network.eval(), head.eval(), classes

@@ -108,8 +108,8 @@ class Training:
         resume: whether to go on from that checkpoint, where there is one.
 
     Raises:
-        Problem: the batch size does not fit; there is a checkpoint and ``resume`` is False; or
-            the checkpoint is damaged or of other settings.
+        Problem: the batch size does not fit; there is a checkpoint and ``resume`` is False; the
+            checkpoint is damaged or of other settings; or another process trains into ``out``.
     """
 
     def __init__(
@@ -282,6 +282,7 @@ class Training:
 
     def result(self) -> Trained:
         """The trained network and head, in evaluation mode, with what was measured on the way."""
+        records.unlock(self.checkpoint.parent)
         return Trained(
             network=self.classifier.network.eval(),
             head=self.classifier.head.eval(),
@@ -311,8 +312,13 @@ class Training:
             "seen": self.seen,
         }
 
+    def _lock(self) -> None:
+        if self.rank == 0:
+            records.lock(self.checkpoint.parent)
+
     def _keep_checkpoint(self) -> None:
         """Raise Problem if there is a checkpoint: it would be overwritten."""
+        self._lock()
         if self.checkpoint.exists():
             state = read_checkpoint(self.checkpoint)
             raise Problem(
@@ -322,6 +328,7 @@ class Training:
 
     def _restore(self) -> None:
         """Go on from the checkpoint, where there is one."""
+        self._lock()
         if not self.checkpoint.exists():
             return
         state = load_checkpoint(self.checkpoint, self.settings, self.recipe, self.last_loss.device)
@@ -331,7 +338,7 @@ class Training:
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
                 restore_optimizer(optimizer, saved)
             self.classifier.load_state_dict(state["model"])
-        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        except (*records.UNLIKE, RuntimeError) as error:
             wrong = str(error).splitlines()[0]
             raise Problem(
                 f"{self.checkpoint} is damaged, or of another version of this program ({wrong}). "

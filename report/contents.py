@@ -33,7 +33,7 @@ def numbers() -> dict[str, Any]:
     Raises:
         Problem: a record is missing or damaged.
     """
-    try:
+    with records.showing(ROOT / "figures"):
         found: dict[str, Any] = {name: run_numbers(name) for name in seeds.DATASETS}
         markdown = {"results": seeds.table(), **margin.tables()}
         markdown |= best.tables(claims.STUDY) | unseen.tables(claims.STUDY)
@@ -51,17 +51,15 @@ def numbers() -> dict[str, Any]:
         on_gpu = records.load_json(ROOT / "figures/cifar10/gpu.json")
         found |= {"torch_gpu": on_gpu[0]["versions"]["torch"].partition("+")[0]}
         return found | {"tables": {name: rows(table) for name, table in markdown.items()}}
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        what = f"{type(error).__name__}: {error}"
-        problem = f"A record below figures/ does not hold what the report prints ({what})."
-        raise Problem(f"{problem} Restore it, or make it again.") from error
 
 
 def run_numbers(name: str) -> dict[str, Any]:
     """The numbers of a data set's default recipe: of seed 0, and means over all seeds."""
     folder = ROOT / "figures" / name
-    first, runs = (records.load_json(folder / f"{file}.json") for file in ("run", "seeds"))
-    arrays = records.load_arrays(folder / "arrays.npz")
+    (first, arrays), runs = (
+        records.load_run(folder),
+        seeds.load_runs(folder / "seeds.json", seeds.SCRIPTS[name].DEFAULT.dataset),
+    )
     wrong = arrays["predicted"] != arrays["labels"]
     answers = [torch.from_numpy(arrays[key]).long() for key in ("labels", "predicted")]
     corrected = label_errors.on_corrected_labels(first["dataset"], *answers)

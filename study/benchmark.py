@@ -456,9 +456,9 @@ def write(root: Path) -> None:
     """
     folder = root / "figures" / "benchmarks"
     heads, steps, slow = (records.load_json(folder / f"{name}.json") for name in ROUNDS)
-    tables = {"head": head_table(heads), "step": step_table(steps)}
-    fill_file(folder / "README.md", tables | {"yardstick": yardstick_table(root, slow)})
-    with plt.rc_context(STYLE):
+    with records.showing(folder), plt.rc_context(STYLE):
+        tables = {"head": head_table(heads), "step": step_table(steps)}
+        fill_file(folder / "README.md", tables | {"yardstick": yardstick_table(root, slow)})
         figures.save(draw_head(heads), folder / "head.png")
         figures.save(draw_accuracy(root / "figures"), folder / "accuracy.png")
 
@@ -469,8 +469,7 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
     Args:
         root: the folder of figures/.
     """
-    assert __doc__ is not None
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
     add("what", nargs="?", choices=(*ROUNDS, "all", "figures"), default="all")
     usual = ", ".join(f"{value} for {part}" for part, value in ROUNDS.items())

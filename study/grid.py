@@ -15,6 +15,7 @@ import numpy as np
 
 import arcface_mnist
 from experiment import data, records
+from experiment.errors import Problem
 from experiment.figures import BLUE, GREEN, GREY, ORANGE, RED
 from experiment.records import ROOT
 from study.figures import SIMPLEX, draw_means
@@ -71,6 +72,8 @@ def compute(folder: Path, data_folder: Path) -> None:
 def draw(folder: Path) -> plt.Figure:
     """Inter, and its ratio to Intra, over the scale, a line for each of some margins."""
     runs = finished(records.load_lines(folder / "scale-margin-mnist.jsonl"))
+    if not runs:
+        raise Problem("study.grid has no records yet. Run it without options.")
     figure, axes = plt.subplots(1, 2, figsize=(6.3, 2.4))
     for margin, (colour, marker) in DRAWN.items():
         of_margin = [run for run in runs if run["margin"] == margin]

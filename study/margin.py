@@ -21,7 +21,7 @@ import arcface_mnist
 from experiment import cli, data, errors, machine, records
 from experiment.records import ROOT
 from study.runs import Setup, Study, Task, outcome
-from study.seeds import is_made_by
+from study.seeds import is_made_by, load_runs
 from study.selection import ARCFACE, RunsByLoss, finished, load
 from study.tables import ACCURACY_HEAD, accuracy_cells, fill_file, markdown, mean_ci
 
@@ -100,7 +100,7 @@ def runs(dataset: str, root: Path = ROOT) -> RunsByLoss:
     """The records by what was trained, in the order of their seeds; ArcFace with the recipe's own
     margin first, of the others those that have been run."""
     recipe = SETUPS[dataset].recipe
-    own = records.load_json(root / "figures" / dataset / "seeds.json")
+    own = load_runs(root / "figures" / dataset / "seeds.json", recipe.dataset)
     names = {"test_accuracy": "accuracy", "test_accuracy_tta": "accuracy_tta"}
     own = [record | {new: record[old] for old, new in names.items()} for record in own]
     found = {ARCFACE: [record for record in own if is_made_by(recipe, record)]}
@@ -134,8 +134,7 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
     Args:
         root: the folder of figures/, where records are kept.
     """
-    assert __doc__ is not None
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
     add("dataset", choices=(*SETUPS, "table"), help="or 'table': write the tables")
     add("--data", type=cli.path, default=ROOT / "data", metavar="DIR", help="as in the scripts")
@@ -151,7 +150,9 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
             study = Study(folder, SETUPS, {options.dataset: source}, total)
             compare(study, options.dataset)
             study.bar.close()
-        fill_file(folder / "README.md", tables(root))
+        with records.showing(folder):
+            made = tables(root)
+        fill_file(folder / "README.md", made)
 
     return errors.exit_status(work, "The same command goes on from here.")
 

@@ -246,11 +246,11 @@ def train_and_draw(
         if not options.figures_only:
             machine.keep_malloc_arenas()
             compute(options.data)
-        with plt.rc_context(STYLE):
+        with records.showing(folder), plt.rc_context(STYLE):
             for name, make in draw.items():
                 if (picture := make(folder)) is not None:
                     save(picture, folder / name)
-        if made := tables(folder):
-            fill_file(folder / "README.md", made)
+            if made := tables(folder):
+                fill_file(folder / "README.md", made)
 
     return errors.exit_status(work, "The same command goes on from here.")

@@ -16,6 +16,7 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -59,6 +60,21 @@ def is_made_by(recipe: Recipe, record: Record) -> bool:
     return record.items() >= (used | {"margin": recipe.default_margins["arcface"]}).items()
 
 
+def load_runs(path: Path, dataset: str) -> list[Any]:
+    """The records of a recipe's seeds.
+
+    Raises Problem if the file is missing or damaged, or does not hold one of each seed, all of the
+    data set with this name, as it is printed.
+    """
+    runs = records.load_json(path)
+    with records.showing(path):
+        numbers = [run["seed"] for run in runs if run["dataset"] == dataset]
+        if not runs or len({*numbers}) < len(runs):
+            what = f"{path} does not hold a record of {dataset} for each of its seeds"
+            raise Problem(f"{what}. {records.AGAIN}")
+    return runs
+
+
 def table(root: Path = ROOT) -> str:
     """The README's table of results, in Markdown, from the records of all seeds below ``root``.
 
@@ -68,10 +84,10 @@ def table(root: Path = ROOT) -> str:
     for file, name in product(("seeds.json", "gpu.json"), RECIPES):
         path = root / "figures" / name / file
         if path.exists():
-            runs = records.load_json(path)
-            text, first = means(runs), runs[0]
             dataset, _, best = name.partition("-")
             recipe = SCRIPTS[dataset].RECIPES[best or "default"]
+            runs = load_runs(path, recipe.dataset)
+            text, first = means(runs), runs[0]
             what = first["dataset"] + (", --recipe best" if best else "")
             what += "" if all(is_made_by(recipe, run) for run in runs) else ", an earlier version"
             line = [what, str(len(runs)), f"**{text['mean']}**"]
@@ -93,7 +109,7 @@ def headline(root: Path = ROOT) -> str:
     parts = []
     slow = records.load_json(root / "figures" / "benchmarks" / "float32.json")["seconds"]
     for name in DATASETS:
-        runs = records.load_json(root / "figures" / name / "seeds.json")
+        runs = load_runs(root / "figures" / name / "seeds.json", SCRIPTS[name].DEFAULT.dataset)
         minutes = interval([record["train_seconds"] / 60 for record in runs])[0]
         accuracy = f"**{means(runs)['mean']}%** on {runs[0]['dataset']}"
         time = f"{minutes:.1f} minutes of training (n = {len(runs)}; in float32 about "
@@ -129,7 +145,7 @@ def run_seeds(
         Problem: the data cannot be had or the device is not there, or a file cannot be written.
     """
     path = folder / ("gpu.json" if device == "cuda" else "seeds.json")
-    found = records.load_json(path) if path.exists() else []
+    found = load_runs(path, script.RECIPES[recipe].dataset) if path.exists() else []
     found = [record for record in found if is_made_by(script.RECIPES[recipe], record)]
     missing = sorted(set(range(seeds)) - {record["seed"] for record in found})
     words = ["--recipe", recipe] if recipe != "default" else []
@@ -166,7 +182,7 @@ def prepare(script: ModuleType, words: list[str], source: Path | None, out: Path
 
     Raises Problem if the data would be the synthetic stand-in.
     """
-    options = cli.parse(script.RECIPES, script.__doc__ or "", words)
+    options = cli.parse(script.RECIPES, script.__doc__, words)
     options.data, options.out = source, out
     options.resume = (out / "checkpoint.pt").exists()
     task = run.start(script.RECIPES[options.recipe], options)
@@ -190,8 +206,7 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
     Args:
         root: the folder of README.md and figures/.
     """
-    assert __doc__ is not None
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
     add("recipe", choices=(*RECIPES, "table"), help="or 'table': write the README's results")
     kind = cli.integer(1, 1000)
@@ -202,7 +217,8 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
     def work() -> None:
         options = parser.parse_args(argv)
         if options.recipe == "table":
-            tables = {"headline": headline(root), "results": table(root)}
+            with records.showing(root / "figures"):
+                tables = {"headline": headline(root), "results": table(root)}
             fill_file(root / "README.md", tables)
             return
         if options.gpu and not torch.cuda.is_available():

@@ -21,6 +21,7 @@ import arcface_mnist
 from arcface_loss import unit
 from experiment import data, evaluation, records
 from experiment.data import Data
+from experiment.errors import Problem
 from experiment.figures import CLASS_COLOURS, GREY, LOSS_STYLE
 from experiment.recipe import Recipe, Settings
 from experiment.records import ROOT
@@ -107,6 +108,8 @@ def compute(folder: Path, data_folder: Path) -> None:
 def draw(folder: Path) -> plt.Figure:
     """A row for each loss: one half of the sphere at each moment, and the other half at the end."""
     runs = records.load_lines(folder / "sphere-mnist.jsonl")
+    if {run["loss"] for run in runs} != DRAWN.keys():
+        raise Problem("study.sphere has not trained with both losses yet. Run it without options.")
     titles = [f"before step {step}" for step in STEPS] + ["at the end", "the end, from behind"]
     figure, axes = plt.subplots(len(runs), len(titles), figsize=(6.3, 2.75))
     for axis, title in zip(axes[0], titles, strict=True):

@@ -6,7 +6,7 @@ import numpy as np
 from scipy import stats
 
 from experiment.errors import Problem
-from experiment.records import replacing
+from experiment.records import reading, replacing
 from study.selection import ARCFACE, RunsByLoss, StudyRecord, differences, finished
 
 # The paper's Table 3: what is measured, and its values there for normalised softmax and ArcFace.
@@ -73,12 +73,13 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
 def fill(text: str, name: str, content: str) -> str:
     """The text with ``content`` between its marks <!-- name --> and <!-- /name -->.
 
-    Raises Problem if a mark is missing.
+    Raises Problem unless each of them is there, once.
     """
     start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-    if start not in text or end not in text:
-        raise Problem(f"The marks {start} and {end} are missing. Restore the file from git.")
-    return f"{text.split(start)[0]}{start}\n{content}\n{end}{text.split(end)[1]}"
+    if text.count(start) != 1 or text.count(end) != 1:
+        raise Problem(f"The marks {start} and {end} must be there, once. Restore the file.")
+    before, _, rest = text.partition(start)
+    return f"{before}{start}\n{content}\n{end}{rest.partition(end)[2]}"
 
 
 def fill_file(path: Path, tables: dict[str, str]) -> None:
@@ -86,7 +87,8 @@ def fill_file(path: Path, tables: dict[str, str]) -> None:
 
     Raises Problem if a mark is missing or the file cannot be written; the file is then as it was.
     """
-    text = path.read_text(encoding="utf-8")
+    with reading(path, "Restore it."):
+        text = path.read_text(encoding="utf-8")
     for name, content in tables.items():
         text = fill(text, name, content)
     with replacing(path) as temporary:

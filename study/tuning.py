@@ -174,8 +174,7 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
     Args:
         root: the folder of figures/, where records are kept.
     """
-    assert __doc__ is not None
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
     add("dataset", choices=(*SCRIPTS, "table"), help="or 'table': write the tables")
     add("--data", type=cli.path, default=ROOT / "data", metavar="DIR", help="as in the scripts")
@@ -184,7 +183,9 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
     def work() -> None:
         options = parser.parse_args(argv)
         if options.dataset == "table":
-            fill_file(folder / "README.md", {name: table(name, folder) for name in SCRIPTS})
+            with records.showing(folder):
+                made = {name: table(name, folder) for name in SCRIPTS}
+            fill_file(folder / "README.md", made)
             return
         dataset = options.dataset
         machine.keep_malloc_arenas()

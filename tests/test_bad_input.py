@@ -175,9 +175,7 @@ def test_a_good_model_is_loaded(model, tmp_path):
 
 
 def test_a_missing_model_is_called_missing(tmp_path):
-    with pytest.raises(
-        Problem, match=r"model.pt does not exist. Train one with .*arcface_mnist.py"
-    ):
+    with pytest.raises(Problem, match=r"model.pt does not exist. Give the .* arcface_mnist.py"):
         run.load_model(tmp_path / "model.pt", arcface_mnist.Network)
 
 
@@ -228,9 +226,13 @@ def test_help_of_the_figures_command(capsys):
         (None, None, "run.json does not exist"),
         ("{", None, "run.json is damaged"),
         ("{}", None, "arrays.npz does not exist"),
-        ("{}", {}, "cannot be drawn"),
-        ("[1, 2]", {}, "cannot be drawn"),
-        ('{"dataset": 3, "loss": null, "history": [], "epochs": "x"}', {}, "cannot be drawn"),
+        ("{}", {}, "does not hold what is shown"),
+        ("[1, 2]", {}, "does not hold what is shown"),
+        (
+            '{"dataset": 3, "loss": null, "history": [], "epochs": "x"}',
+            {},
+            "does not hold what is shown",
+        ),
     ],
 )
 def test_a_folder_without_a_record_s_content(record, arrays, message, tmp_path, capsys):

@@ -330,7 +330,7 @@ def test_a_full_disk_is_not_called_a_bad_network(mirror, tmp_path, monkeypatch):
 
 
 def test_what_a_killed_download_left_is_removed(mirror, tmp_path):
-    left = tmp_path / f".download.{dead_process()}.tmp"
+    left = tmp_path / f".download.{dead_process()}.arcface.tmp"
     (left / "MNIST/raw").mkdir(parents=True)
     (left / "MNIST/raw/t10k").write_text("half")
     data.load("MNIST", tmp_path, mirror.mnist)

@@ -39,8 +39,9 @@ def other(loss, seed, accuracy):
 def root(tmp_path):
     """Records of three seeds, but one of ArcFace's is of an earlier recipe."""
     mine = [own(0, 0.99), own(1, 0.98), own(2, 0.97, epochs=3)]
-    for name in margin.SETUPS:
-        records.save_json(tmp_path / f"figures/{name}/seeds.json", mine)
+    for name, setup in margin.SETUPS.items():
+        runs = [run | {"dataset": setup.recipe.dataset} for run in mine]
+        records.save_json(tmp_path / f"figures/{name}/seeds.json", runs)
     for seed in (2, 1, 0):
         for loss, accuracy in (("softmax", 0.985), ("norm-softmax", 0.99), ("arcface", 0.96)):
             path = tmp_path / "figures/study/margin-mnist.jsonl"

@@ -102,7 +102,7 @@ def test_a_file_that_cannot_be_read_is_not_called_damaged(saved):
 def test_a_file_that_is_something_else_is_called_damaged(saved, content):
     path, load, _ = saved
     path.write_bytes(content)
-    with pytest.raises(Problem, match=f"{path.name} is damaged.*Delete it"):
+    with pytest.raises(Problem, match=f"{path.name} is damaged"):
         load(path)
 
 
@@ -209,8 +209,14 @@ def dead_process() -> int:
 
 def test_what_dead_processes_left_is_removed_and_nothing_else(tmp_path):
     dead, alive = dead_process(), os.getppid()
-    left = [f".checkpoint.{dead}.tmp.pt", f".probe.{dead}.tmp", f".run.{os.getpid()}.tmp.json"]
-    kept = [f".checkpoint.{alive}.tmp.pt", "checkpoint.pt", f"x.{dead}.tmp", f".x.{dead}.png"]
+    own = "arcface.tmp"
+    left = [
+        f".checkpoint.{dead}.{own}.pt",
+        f".probe.{dead}.{own}",
+        f".run.{os.getpid()}.{own}.json",
+    ]
+    kept = [f".checkpoint.{alive}.{own}.pt", "checkpoint.pt", f"x.{dead}.tmp", f".x.{dead}.png"]
+    kept += [f".thesis.{dead}.tmp.docx", f".cache.{dead}.tmp"]  # of other programs
     for name in (*left, *kept):
         (tmp_path / name).write_text("x")
     records.check_writable(tmp_path)
@@ -219,8 +225,8 @@ def test_what_dead_processes_left_is_removed_and_nothing_else(tmp_path):
 
 @needs_git
 def test_temporary_files_are_ignored_by_git(tmp_path):
-    names = ["figures/mnist/.checkpoint.7.tmp.pt", "figures/mnist/.accuracy.7.tmp.png"]
-    names += ["figures/mnist/.probe.7.tmp", "figures/mnist/.run.7.tmp.json"]
+    written = ("checkpoint.pt", "accuracy.png", "probe", "run.json")
+    names = [str(records.temporary_path(tmp_path / "figures/mnist" / name)) for name in written]
     subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
     (tmp_path / ".gitignore").write_bytes((records.ROOT / ".gitignore").read_bytes())
     command = ["git", "-C", tmp_path, "check-ignore", *names]
