@@ -84,18 +84,18 @@ def add_options(parser: argparse.ArgumentParser, recipe: Recipe, name: str) -> N
         ("--seed", 0, 2**20 - 1, "N", 0, "of all random numbers"),
         ("--embedding-size", 2, 4096, "D", recipe.embedding_size, "numbers in an embedding"),
     ):
-        add(option, type=integer(low, high), metavar=metavar, default=default, help=text)
+        add(option, type=number(int, low, high), metavar=metavar, default=default, help=text)
     add("--loss", choices=LOSSES, default="arcface", help="the loss")
     add(
         "--scale",
-        type=real(0, 1000),
+        type=number(float, 0, 1000),
         metavar="S",
         default=recipe.scale,
         help="s, the radius of the hypersphere",
     )
     add(
         "--margin",
-        type=real(0, 4),
+        type=number(float, 0, 4),
         metavar="M",
         default=argparse.SUPPRESS,
         help=f"arcface: m in radians, up to π/2 (default: {margin['arcface']}); cosface: of the "
@@ -149,32 +149,19 @@ def path(text: str) -> Path:
         raise argparse.ArgumentTypeError(f"{text!r}: there is no such user") from error
 
 
-def integer(low: int, high: int) -> Callable[[str], int]:
-    """An argparse type: an integer in [low, high]."""
+def number(kind: type[int] | type[float], low: float, high: float) -> Callable[[str], float]:
+    """An argparse type: an int or a float, as ``kind`` says, in [low, high]."""
+    name = "an integer" if kind is int else "a number"
 
-    def parse_integer(text: str) -> int:
+    def parse_number(text: str) -> float:
         try:
-            if low <= int(text) <= high:
-                return int(text)
+            if low <= (value := kind(text)) <= high:
+                return value
         except ValueError:
             pass
-        raise argparse.ArgumentTypeError(f"{text!r} is not an integer from {low} to {high}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not {name} from {low:.7g} to {high:.7g}")
 
-    return parse_integer
-
-
-def real(low: float, high: float) -> Callable[[str], float]:
-    """An argparse type: a number in [low, high]."""
-
-    def parse_real(text: str) -> float:
-        try:
-            if low <= float(text) <= high:
-                return float(text)
-        except ValueError:
-            pass
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low:g} to {high:g}")
-
-    return parse_real
+    return parse_number
 
 
 def slug(dataset: str) -> str:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from arcface_loss import ArcMarginProduct, unit
+from arcface_loss import ArcMarginProduct, angle, unit
 from experiment.augment import to_float
 from experiment.data import Data
 from experiment.machine import autocast
@@ -117,16 +117,12 @@ def angle_statistics(weight: Tensor, train: Labelled, test: Labelled) -> dict[st
     pairs = [(unit(x.cpu().double()), labels.cpu()) for x, labels in (train, test)]
     train_means, test_means = (class_means(x, labels, len(weight)) for x, labels in pairs)
 
-    def between(a: Tensor, b: Tensor) -> Tensor:
-        return (a * b).sum(dim=1).clamp(-1, 1).arccos().rad2deg()
-
     def nearest(centres: Tensor) -> Tensor:
-        angles = (centres @ centres.T).clamp(-1, 1).arccos().rad2deg()
-        return angles.fill_diagonal_(math.inf).amin(dim=1)
+        return angles_to_centres(centres, centres).fill_diagonal_(math.inf).amin(dim=1)
 
-    found = {"w_ec": between(weight, train_means), "w_inter": nearest(weight)}
+    found = {"w_ec": angle(weight, train_means), "w_inter": nearest(weight)}
     means = (train_means, test_means)
     for split, (x, labels), centres in zip(("train", "test"), pairs, means, strict=True):
-        found[f"intra_{split}"] = between(x, centres[labels])
+        found[f"intra_{split}"] = angle(x, centres[labels])
         found[f"inter_{split}"] = nearest(centres)
-    return {key: value.mean().item() for key, value in found.items()}
+    return {key: value.rad2deg().mean().item() for key, value in found.items()}

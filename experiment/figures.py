@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from experiment import label_errors, records
+from experiment.cli import path
 from experiment.errors import exit_status, protect_streams
 from experiment.recipe import margins
 
@@ -95,38 +96,30 @@ def save(figure: plt.Figure, path: Path) -> None:
 
 def accuracy(record: dict, arrays: dict) -> plt.Figure:
     """Training and test accuracy in % against epochs."""
-    figure, axes = plt.subplots()
-    for key, name, colour, marker in (
-        ("train_accuracy", _training(record), BLUE, "o"),
-        ("test_accuracy", "test", ORANGE, "s"),
-    ):
-        axes.plot(*_curve(record, key, 100), color=colour, marker=marker, label=name)
-    last = 100 * record["test_accuracy"]
-    axes.set(
-        xlabel="epoch",
-        ylabel="accuracy in %",
-        title=f"{_title(record)}:\n{last:.2f}% of the test images are right",
-    )
-    _epochs(axes, record)
-    axes.legend(loc="lower right")
+    title = f"{100 * record['test_accuracy']:.2f}% of the test images are right"
+    figure = _draw_history(record, "accuracy", 100, title, ylabel="accuracy in %")
+    figure.axes[0].legend(loc="lower right")
     return figure
 
 
 def loss(record: dict, arrays: dict) -> plt.Figure:
     """Training objective, margin included, on training and test images, against epochs."""
+    title = "the loss, margin included"
+    return _draw_history(record, "loss", 1, title, ylabel="loss (nats)", ylim=(0, None))
+
+
+def _draw_history(record: dict, key: str, factor: float, title: str, **axis: Any) -> plt.Figure:
+    """Training and test values of ``key``, times ``factor``, against epochs."""
     figure, axes = plt.subplots()
-    for key, name, colour, marker in (
-        ("train_loss", _training(record), BLUE, "o"),
-        ("test_loss", "test", ORANGE, "s"),
+    for split, label, colour, marker in (
+        ("train", _training_label(record), BLUE, "o"),
+        ("test", "test", ORANGE, "s"),
     ):
-        axes.plot(*_curve(record, key, 1), color=colour, marker=marker, label=name)
-    axes.set(
-        xlabel="epoch",
-        ylabel="loss (nats)",
-        title=f"{_title(record)}:\nthe loss, margin included",
-        ylim=(0, None),
-    )
-    _epochs(axes, record)
+        curve = _curve(record, f"{split}_{key}", factor)
+        axes.plot(*curve, color=colour, marker=marker, label=label)
+    axes.set(xlabel="epoch", title=f"{_title(record)}:\n{title}", **axis)
+    axes.locator_params(axis="x", integer=True)
+    axes.set_xlim(0.5 if record["epochs"] > 1 else 0, record["epochs"] + 0.5)
     axes.legend()
     return figure
 
@@ -209,17 +202,6 @@ def embedding(record: dict, arrays: dict) -> plt.Figure:
     return figure
 
 
-def _name_axes(axes: plt.Axes, classes: list[str]) -> None:
-    """Rows and columns bear the names of the classes; words stand aslant under their columns."""
-    aslant: dict[str, Any] = (
-        {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
-        if max(map(len, classes)) > 2
-        else {}
-    )
-    axes.set_xticks(range(len(classes)), classes, **aslant)
-    axes.set_yticks(range(len(classes)), classes)
-
-
 def centres(record: dict, arrays: dict) -> plt.Figure:
     """Angles between every two class centres, and their distance from the simplex limit."""
     centre = arrays["centres"].astype(float)
@@ -230,19 +212,10 @@ def centres(record: dict, arrays: dict) -> plt.Figure:
     figure, axes = plt.subplots(figsize=(3.2, 3.1))
     spread = max(5.0, np.nanmax(np.abs(theta - limit)))
     axes.imshow(theta, cmap="RdBu", vmin=limit - spread, vmax=limit + spread)
-    for i, j in np.argwhere(~np.isnan(theta)):
-        dark = abs(theta[i, j] - limit) > 0.6 * spread
-        axes.text(
-            j,
-            i,
-            f"{theta[i, j]:.0f}",
-            ha="center",
-            va="center",
-            fontsize=7,
-            color="white" if dark else "black",
-        )
-    _name_axes(axes, arrays["classes"])
-    axes.grid(False)
+    for (i, j), angle in np.ndenumerate(theta):
+        if i != j:
+            _write_cell(axes, i, j, f"{angle:.0f}", white=abs(angle - limit) > 0.6 * spread)
+    _label_classes(axes, arrays["classes"])
     axes.set_title(
         f"{_title(record)}: nearest other centre\n{nearest:.1f}° on average (simplex: {limit:.1f}°)"
     )
@@ -259,23 +232,28 @@ def confusion(record: dict, arrays: dict) -> plt.Figure:
     wrong = matrix - np.diag(matrix.diagonal())
     axes.imshow(wrong, cmap="Blues", vmin=0, vmax=max(1, wrong.max()))
     for (i, j), count in np.ndenumerate(matrix):
-        dark = i != j and count > 0.6 * wrong.max()
-        axes.text(
-            j,
-            i,
-            str(count),
-            ha="center",
-            va="center",
-            fontsize=7,
-            color="white" if dark else "black",
-            weight="bold" if i == j else "normal",
-            alpha=1 if count else 0.25,
-        )
-    _name_axes(axes, arrays["classes"])
-    axes.grid(False)
+        style = {"weight": "bold" if i == j else "normal", "alpha": 1 if count else 0.25}
+        _write_cell(axes, i, j, str(count), white=i != j and count > 0.6 * wrong.max(), **style)
+    _label_classes(axes, arrays["classes"])
     axes.set(xlabel="predicted class", ylabel="true class")
     axes.set_title(f"{_title(record)}:\n{wrong.sum()} of {matrix.sum():,} test images are wrong")
     return figure
+
+
+def _write_cell(axes: plt.Axes, i: int, j: int, text: str, white: bool, **style: Any) -> None:
+    """Text in the middle of row i, column j of a matrix that imshow has drawn."""
+    colour = "white" if white else "black"
+    axes.text(j, i, text, ha="center", va="center", fontsize=7, color=colour, **style)
+
+
+def _label_classes(axes: plt.Axes, classes: list[str]) -> None:
+    """Name rows and columns of a matrix after the classes; long names are rotated by 45°."""
+    rotated: dict[str, Any] = {}
+    if max(map(len, classes)) > 2:
+        rotated = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+    axes.set_xticks(range(len(classes)), classes, **rotated)
+    axes.set_yticks(range(len(classes)), classes)
+    axes.grid(False)
 
 
 def mistakes(record: dict, arrays: dict) -> plt.Figure:
@@ -322,7 +300,7 @@ def _hardest(record: dict) -> str:
     return f"hardest {part:.0%}" if part < 1 and record["epochs"] > sum(full) else ""
 
 
-def _training(record: dict) -> str:
+def _training_label(record: dict) -> str:
     hardest = _hardest(record)
     first, last = record["hyperparameters"]["full_epochs"]
     middle = f"{first + 1}–{record['epochs'] - last}"
@@ -334,11 +312,6 @@ def _curve(record: dict, key: str, factor: float) -> tuple[list[int], list[float
     return [entry["epoch"] for entry in measured], [factor * entry[key] for entry in measured]
 
 
-def _epochs(axes: plt.Axes, record: dict) -> None:
-    axes.locator_params(axis="x", integer=True)
-    axes.set_xlim(0.5 if record["epochs"] > 1 else 0, record["epochs"] + 0.5)
-
-
 def _title(record: dict) -> str:
     name = "Synthetic images" if record["dataset"] == "synthetic" else record["dataset"]
     return f"{name}, {LOSS_STYLE[record['loss']][0]}"
@@ -346,8 +319,6 @@ def _title(record: dict) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Redraw the pictures of runs. Returns the exit status: 0, 1 (a problem), 130 (Ctrl-C)."""
-    from experiment.cli import path  # here: drawing itself knows nothing of the training
-
     protect_streams()
     parser = argparse.ArgumentParser(
         prog="python -m experiment.figures",

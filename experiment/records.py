@@ -115,17 +115,14 @@ def write(path: Path, content: bytes | memoryview) -> None:
         temporary.write_bytes(content)
 
 
-def check_writable(folder: Path, option: str = "--out") -> None:
+def check_writable(folder: Path) -> None:
     """Raise Problem unless files can be made in ``folder``; it is created if need be.
 
     What an earlier process that was killed left half-written in it is removed.
-
-    Args:
-        option: how the user named the folder.
     """
     try:
         if folder.exists() and not folder.is_dir():
-            raise Problem(f"{option} {folder} is a file. Give a folder.")
+            raise Problem(f"--out {folder} is a file. Give a folder.")
         folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder)
         probe = temporary_path(folder / "probe")
@@ -134,7 +131,7 @@ def check_writable(folder: Path, option: str = "--out") -> None:
         finally:
             probe.unlink(missing_ok=True)
     except OSError as error:
-        raise Problem(f"{option} {folder} cannot be written: {unwritable(error)}") from error
+        raise Problem(f"--out {folder} cannot be written: {unwritable(error)}") from error
 
 
 def lock(folder: Path) -> None:

@@ -122,9 +122,7 @@ def compile_report(
 
 def build(pdf: Path, author: Author, date: datetime.date | None = None) -> None:
     """Write the report to ``pdf``; the rest is as in :func:`compile_report`."""
-    content = compile_report(author, date)
-    with records.replacing(pdf) as temporary:
-        temporary.write_bytes(content)
+    records.write(pdf, compile_report(author, date))
 
 
 # --- the hand-in ----------------------------------------------------------------------------------

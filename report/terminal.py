@@ -18,7 +18,7 @@ try:
     from PIL import Image, ImageDraw, ImageFont
 
     from experiment.errors import Problem, exit_status
-    from experiment.records import ROOT, replacing
+    from experiment.records import ROOT, replacing, write
 except ImportError as error:
     needs = "python -m pip install -r report/requirements.txt"
     sys.exit(f"error: {error.name} is not installed. Install what the report needs: {needs}")
@@ -53,8 +53,7 @@ def record(arguments: list[str], folder: Path) -> int:
     sized = ["sh", "-c", f"stty cols {COLUMNS} rows {LINES}; exec {command}"]
     status = os.waitstatus_to_exitcode(pty.spawn(sized, keep))
     if status == 0:
-        with replacing(folder / f"{Path(arguments[0]).stem}.log") as temporary:
-            temporary.write_bytes(printed)
+        write(folder / f"{Path(arguments[0]).stem}.log", bytes(printed))
     return status if status >= 0 else 128 - status  # ended by a signal: as a shell reports it
 
 

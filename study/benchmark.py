@@ -42,7 +42,7 @@ from experiment.layers import Conv, Residual
 from experiment.records import ROOT
 from study.tables import fill_file, markdown, mean_ci, paired_ratio
 from study.tuning import operations
-from study.yardstick import YARDSTICKS, float32_seconds, script_steps
+from study.yardstick import SKIPPED, YARDSTICKS, float32_seconds, script_steps
 
 N, D = 512, 512  # batch and embedding size of the head's benchmark, the paper's
 ROUNDS = {"head": 9, "step": 3, "float32": 3}
@@ -61,7 +61,6 @@ STEPS = {
     "loop": "plain loop, float32",
 }
 STEP_IMAGES = 500  # in one of these steps
-SKIPPED = 2  # steps before those that are measured: they allocate
 RUN_LABELS = {
     "mnist": "MNIST",
     "mnist-best": "MNIST, best",
@@ -473,7 +472,7 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
     add = parser.add_argument
     add("what", nargs="?", choices=(*ROUNDS, "all", "figures"), default="all")
     usual = ", ".join(f"{value} for {part}" for part, value in ROUNDS.items())
-    add("--rounds", type=cli.integer(1, 1000), metavar="N", help=f"turns (default: {usual})")
+    add("--rounds", type=cli.number(int, 1, 1000), metavar="N", help=f"turns (default: {usual})")
 
     def work() -> None:
         options = parser.parse_args(argv)

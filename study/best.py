@@ -36,6 +36,7 @@ COMPARED = {  # the losses, on each data set
     "mnist": LOSSES,
     "cifar10": ("softmax", "norm-softmax", "arcface"),
 }
+BUDGET = 9  # trials of each search but the paper's
 SETTINGS = ("scale", "margin", "head_lr")  # what a search chooses
 MARGINS = {  # the recipe's, and a larger one
     "sphereface": (1.1, 1.35),
@@ -73,8 +74,8 @@ def search(study: Study, start: Task, trials: list[list[dict[str, Any]]]) -> Tas
         trials: the rounds, each of what is changed in its trials of the best setting so far, which
             is that of ``start`` in the first.
     """
-    setup, runs = study.setups[start.dataset], []
-    held_out = study.sources[start.dataset].for_validation(setup.held_out)
+    setup, runs = study.setup, []
+    held_out = study.source.for_validation(setup.held_out)
     measure = partial(outcome, views=setup.recipe.views)
     best_so_far = start
     for changes in trials:
@@ -97,7 +98,7 @@ def by_setting(run: StudyRecord) -> list[float]:
 def choose(study: Study, dataset: str) -> list[Task]:
     """Each of COMPARED with the setting that its search chose, the paper's with its rate, and
     SMALLER."""
-    recipe = study.setups[dataset].recipe
+    recipe = study.setup.recipe
     usual: dict[str, Any] = {"part": "margin-tuning", "dataset": dataset, "named_by": SETTINGS}
     usual |= {"epochs": recipe.epochs, "head_lr": recipe.learning_rates["head"]}
     chosen = []
@@ -119,13 +120,13 @@ def compute(folder: Path, data_folder: Path) -> None:
         setup = margin.SETUPS[dataset]
         source = data.load(setup.recipe.dataset, data_folder)
         contenders = len(COMPARED[dataset]) + 1 + (dataset in SMALLER)
-        total = 9 * len(COMPARED[dataset]) + len(margin.RATES) + setup.seeds * contenders
-        compare(Study(folder, {dataset: setup}, {dataset: source}, total), dataset)
+        total = BUDGET * len(COMPARED[dataset]) + len(margin.RATES) + setup.seeds * contenders
+        compare(Study(folder, setup, source, total), dataset)
 
 
 def compare(study: Study, dataset: str) -> None:
     """Choose each setting, and train what no other part of the study has trained with it."""
-    setup, chosen = study.setups[dataset], choose(study, dataset)
+    setup, chosen = study.setup, choose(study, dataset)
     measure = partial(outcome, views=setup.recipe.views)
     for seed in range(setup.seeds):
         for task in chosen:
@@ -133,7 +134,7 @@ def compare(study: Study, dataset: str) -> None:
             if seed in (run["seed"] for run in trained(study.folder, dataset, vars(of))):
                 study.bar.update()
                 continue
-            study.run(of, study.sources[dataset], measure)
+            study.run(of, study.source, measure)
     study.bar.close()
 
 
@@ -159,7 +160,7 @@ def tried(folder: Path, dataset: str) -> RunsByLoss:
     paper = [run for run in arcface if (run["scale"], run["margin"]) == (64.0, 0.5)]
     names = {LOSS_STYLE[loss][0]: found.get(loss, []) for loss in COMPARED[dataset]}
     names |= {ARCFACE: [run for run in arcface if run not in paper], PAPER: paper}
-    budget = dict.fromkeys(names, 9) | {PAPER: len(margin.RATES)}
+    budget = dict.fromkeys(names, BUDGET) | {PAPER: len(margin.RATES)}
     return {
         name: sorted(of, key=by_setting) for name, of in names.items() if len(of) >= budget[name]
     }
@@ -188,8 +189,8 @@ def search_table(searches: RunsByLoss) -> str:
             result = "collapsed" if collapsed(run) else f"{100 * run['test_accuracy']:.2f}"
             text = f"{' / '.join(setting_cells(run))}: {result}"
             cells.append(f"**{text}**" if run is best(of) else text)
-        lines.append([name, *cells, *[""] * (9 - len(cells))])
-    return markdown(["s / margin / head learning rate: accuracy, %", *[""] * 9], lines)
+        lines.append([name, *cells, *[""] * (BUDGET - len(cells))])
+    return markdown(["s / margin / head learning rate: accuracy, %", *[""] * BUDGET], lines)
 
 
 def table(made: RunsByLoss) -> str:

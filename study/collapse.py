@@ -76,7 +76,7 @@ def measure(trained: Trained, source: Data, precision: str) -> dict[str, Any]:
 def compute(folder: Path, data_folder: Path) -> None:
     """Train what has no record yet."""
     source = data.load("CIFAR-10", data_folder)
-    study = Study(folder, {"cifar10": SETUP}, {"cifar10": source}, len(tasks()))
+    study = Study(folder, SETUP, source, len(tasks()))
     seen = source.select_classes(classes_seen(0))
     for task in tasks():
         study.run(task, seen, measure)

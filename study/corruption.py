@@ -25,13 +25,12 @@ from arcface_loss import angle, unit
 from experiment import data, evaluation
 from experiment.augment import random_squares
 from experiment.data import Data
-from experiment.errors import Problem
 from experiment.figures import LOSS_STYLE, RED
 from experiment.records import ROOT
 from experiment.training import Trained
 from study import margin
 from study.runs import Study, outcome, train_and_draw
-from study.selection import ARCFACE, DATASETS, RunsByLoss, StudyRecord, common_seeds, finished, load
+from study.selection import ARCFACE, DATASETS, RunsByLoss, StudyRecord, complete, finished, load
 from study.tables import interval, markdown, mean_ci
 
 SEEDS = {"mnist": 5, "cifar10": 3}
@@ -160,12 +159,11 @@ def compute(folder: Path, data_folder: Path) -> None:
         measured = partial(measure, views=setup.recipe.views)
         source = data.load(setup.recipe.dataset, data_folder)
         total = len(margin.RATES) + len(LOSSES) * SEEDS[dataset]
-        study = Study(folder, {dataset: setup}, {dataset: source}, total)
+        study = Study(folder, setup, source, total)
         tasks = margin.tasks(study, dataset)
         softmax, arcface = tasks["softmax"], tasks[ARCFACE]
         if dataset == "cifar10":
-            setups = {dataset: replace(setup, train=train_unwhitened)}
-            control = Study(folder, setups, {dataset: source})
+            control = Study(folder, replace(setup, train=train_unwhitened), source)
             control.run(replace(arcface, part="unwhitened"), source, measured)
         for seed in range(SEEDS[dataset]):
             for task in (arcface, softmax):
@@ -178,11 +176,7 @@ def compute(folder: Path, data_folder: Path) -> None:
 
 def records_of(folder: Path, dataset: str) -> RunsByLoss:
     """Those of the seeds that both losses have. Raises Problem if there are none."""
-    found = common_seeds(load(folder, "corruption", dataset), LOSSES)
-    if not found:
-        what = f"records of study.corruption on {DATASETS[dataset]}"
-        raise Problem(f"There are no {what} in {folder}. Run it without options.")
-    return {loss: finished(runs) for loss, runs in found.items()}
+    return complete(folder, "corruption", dataset, LOSSES)
 
 
 def draw(folder: Path, dataset: str) -> plt.Figure:

@@ -47,9 +47,9 @@ def separation(s: float, m: float, probability: float = 0.99, n: int = 10) -> fl
 def compute(folder: Path, data_folder: Path) -> None:
     """Train what has no record yet, one seed after the other."""
     recipe = arcface_mnist.DEFAULT
-    setup = Setup(train=arcface_mnist.train, recipe=recipe, seeds=SEEDS, held_out=10_000)
+    setup = Setup(train=arcface_mnist.train, recipe=recipe, held_out=10_000)
     source = data.load("MNIST", data_folder)
-    study = Study(folder, {"mnist": setup}, {"mnist": source}, SEEDS * len(SCALES) * len(MARGINS))
+    study = Study(folder, setup, source, SEEDS * len(SCALES) * len(MARGINS))
     held_out = source.for_validation(setup.held_out)
     for seed in range(SEEDS):
         for scale in SCALES:

@@ -45,8 +45,8 @@ OTHERS = {
 
 def softmax_rate(study: Study, dataset: str) -> float:
     """Of RATES that with which softmax has the lowest loss on held-out training images."""
-    setup = study.setups[dataset]
-    held_out = study.sources[dataset].for_validation(setup.held_out)
+    setup = study.setup
+    held_out = study.source.for_validation(setup.held_out)
     found = {}
     for factor in RATES:
         rate = factor * setup.recipe.learning_rates["linear head"]
@@ -68,7 +68,7 @@ def softmax_rate(study: Study, dataset: str) -> float:
 def tasks(study: Study, dataset: str) -> dict[str, Task]:
     """What is compared, with seed 0: the recipe with either loss without a margin, with the larger
     margin, and, as ARCFACE, with its own."""
-    setup = study.setups[dataset]
+    setup = study.setup
     rate, scale = setup.recipe.learning_rates["head"], setup.recipe.scale
     usual: dict[str, Any] = {"part": "margin", "dataset": dataset, "epochs": setup.recipe.epochs}
     head = usual | {"scale": scale, "head_lr": rate}
@@ -84,13 +84,13 @@ def tasks(study: Study, dataset: str) -> dict[str, Task]:
 def compare(study: Study, dataset: str) -> None:
     """Train what ArcFace with the recipe's own margin is compared with, seed by seed: first both
     losses without a margin, then the larger margin."""
-    setup = study.setups[dataset]
+    setup = study.setup
     softmax, without, larger, _ = tasks(study, dataset).values()
     for of_these in ((softmax, without), (larger,)):
         for seed in range(setup.seeds):
             for task in of_these:
                 measure = partial(outcome, views=setup.recipe.views)
-                study.run(replace(task, seed=seed), study.sources[dataset], measure)
+                study.run(replace(task, seed=seed), study.source, measure)
 
 
 # --- what they say --------------------------------------------------------------------------------
@@ -147,7 +147,7 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
             setup = SETUPS[options.dataset]
             source = data.load(setup.recipe.dataset, options.data)
             total = len(RATES) + len(OTHERS) * setup.seeds
-            study = Study(folder, SETUPS, {options.dataset: source}, total)
+            study = Study(folder, setup, source, total)
             compare(study, options.dataset)
             study.bar.close()
         with records.showing(folder):

@@ -63,16 +63,16 @@ PLANE_POINTS = 4000  # test embeddings that its picture shows
 
 def compute(folder: Path, data_folder: Path) -> None:
     """Train what has no record yet: two-dimensional embeddings of eight of the digits."""
-    setup = Setup(train=arcface_mnist.train, recipe=PLANE, seeds=1)
+    setup = Setup(train=arcface_mnist.train, recipe=PLANE)
     source = data.load("MNIST", data_folder)
-    study = Study(folder, {"mnist": setup}, {"mnist": source}, len(PLANE_SETTINGS))
+    study = Study(folder, setup, source, len(PLANE_SETTINGS))
     plane(study)
     study.bar.close()
 
 
 def plane(study: Study) -> None:
     """Train each loss on PLANE_CLASSES."""
-    digits = study.sources["mnist"].select_classes(PLANE_CLASSES)
+    digits = study.source.select_classes(PLANE_CLASSES)
     for loss, (scale, margin, head_lr) in PLANE_SETTINGS.items():
         task = Task(
             part="plane",
@@ -94,7 +94,7 @@ def measure(trained: Trained, source: Data, precision: str, *, path: Path) -> di
         path,
         embeddings=embeddings.cpu().numpy().astype(np.float32),
         labels=source.test_labels[:PLANE_POINTS].cpu().numpy().astype(np.uint8),
-        centres=trained.head.get_parameter("weight").detach().cpu().numpy().astype(np.float32),
+        centres=trained.head.weight.detach().cpu().numpy().astype(np.float32),
     )
     return measure_angles(trained, source, precision)
 
@@ -103,13 +103,9 @@ def measure(trained: Trained, source: Data, precision: str, *, path: Path) -> di
 
 
 def target_logit(theta: np.ndarray, **margins: Any) -> np.ndarray:
-    """The target logit over s at angles in radians, as ArcMarginProduct computes it, margins as it
-    takes them."""
-    head = ArcMarginProduct(2, 2, s=1.0, **margins).double()
-    with torch.no_grad():
-        head.weight.copy_(torch.eye(2))
-        x = torch.from_numpy(np.stack([np.cos(theta), np.sin(theta)], axis=1))
-        return head(x, torch.zeros(len(x), dtype=torch.int64))[:, 0].numpy()
+    """φ(θ), the target logit over s, at angles in radians; margins as ArcMarginProduct has them."""
+    head = ArcMarginProduct(1, 2, s=1.0, **margins)
+    return head.target_cosine(torch.from_numpy(theta))[0].numpy()
 
 
 def fig3(study: Path) -> plt.Figure | None:

@@ -48,7 +48,7 @@ class Setup:
 
     train: Callable[[Recipe, Settings, Data, Path, bool], Trained]
     recipe: Recipe
-    seeds: int
+    seeds: int = 1
     held_out: int = 5000
 
 
@@ -130,16 +130,14 @@ def outcome(
     if views:
         logits = evaluation.tta_logits(network, head, source.test_images, precision, views, plain)
         found["accuracy_tta"] = evaluation.accuracy(logits, test[1])
-    angles = evaluation.angle_statistics(head.get_parameter("weight"), train, test)
+    angles = evaluation.angle_statistics(head.weight, train, test)
     return found | {"angles": angles}
 
 
 def measure_angles(trained: Trained, source: Data, precision: str) -> dict[str, Any]:
     """The angles of the paper's Table 3, in degrees."""
     train, test = evaluation.embed_both(trained.network, source, precision)
-    return {
-        "angles": evaluation.angle_statistics(trained.head.get_parameter("weight"), train, test)
-    }
+    return {"angles": evaluation.angle_statistics(trained.head.weight, train, test)}
 
 
 class Study:
@@ -147,14 +145,12 @@ class Study:
 
     Args:
         folder: of the records, a JSON Lines file for each part and data set.
-        setups, sources: by the name of the data set in those of files.
+        setup, source: of one data set.
         total: how many trainings there are in all, for the progress bar.
     """
 
-    def __init__(
-        self, folder: Path, setups: dict[str, Setup], sources: dict[str, Data], total: int = 0
-    ):
-        self.folder, self.setups, self.sources = folder, setups, sources
+    def __init__(self, folder: Path, setup: Setup, source: Data, total: int = 0):
+        self.folder, self.setup, self.source = folder, setup, source
         self.device = machine.choose_device("auto")
         self.precision = machine.choose_precision("auto", self.device)
         self.bar = tqdm(total=total, unit="run", disable=not sys.stderr.isatty())
@@ -186,7 +182,7 @@ class Study:
         return self.folder / f".running-{task.name}"
 
     def _compute(self, task: Task, data: Data, measure: Measure) -> dict[str, Any]:
-        setup = self.setups[task.dataset]
+        setup = self.setup
         rates = {"head": task.head_lr, "linear head": task.head_lr}
         recipe = replace(setup.recipe, learning_rates=setup.recipe.learning_rates | rates)
         if task.margin_warm_up is not None:

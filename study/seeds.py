@@ -209,7 +209,7 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
     add("recipe", choices=(*RECIPES, "table"), help="or 'table': write the README's results")
-    kind = cli.integer(1, 1000)
+    kind = cli.number(int, 1, 1000)
     add("--seeds", type=kind, default=3, metavar="N", help="seeds 0 to N − 1 (default: 3)")
     add("--data", type=cli.path, metavar="DIR", help="as in the scripts")
     add("--gpu", action="store_true", help="on a GPU, without pictures")

@@ -122,9 +122,9 @@ def compute(folder: Path, data_folder: Path) -> None:
     """Train what has no record yet: one seed after the other."""
     source = data.load("MNIST", data_folder)
     for name, kind in KINDS.items():
-        setup = Setup(train=arcface_mnist.train, recipe=kind.recipe, seeds=SEEDS)
+        setup = Setup(train=arcface_mnist.train, recipe=kind.recipe)
         total = SEEDS * len(kind.seen) * len(LOSSES)
-        study = Study(folder, {"mnist": setup}, {"mnist": source}, total)
+        study = Study(folder, setup, source, total)
         unseen = only(source, kind, kind.order[: kind.unseen])
         for seed, seen in itertools.product(range(SEEDS), kind.seen):
             shown = only(source, kind, kind.order[kind.unseen :][:seen])

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from experiment import records
+from experiment.errors import Problem
 from experiment.figures import LOSS_STYLE
 
 DATASETS = {"mnist": "MNIST", "cifar10": "CIFAR-10"}  # the name in those of files, and in print
@@ -35,6 +36,18 @@ def common_seeds(runs: RunsByLoss, losses: Iterable[str]) -> RunsByLoss:
     if not common:
         return {}
     return {loss: [r for r in runs[loss] if (r["seed"], r["split"]) in common] for loss in losses}
+
+
+def complete(folder: Path, part: str, dataset: str, losses: Iterable[str]) -> RunsByLoss:
+    """The runs of a part that did not collapse, of the seeds and splits that all losses have.
+
+    Raises Problem if there are none.
+    """
+    found = common_seeds(load(folder, part, dataset), losses)
+    if not found:
+        what = f"study.{part} has no seed on {DATASETS[dataset]} that all its losses are trained with"
+        raise Problem(f"{what}, in {folder}. Run it without options.")
+    return {loss: finished(runs) for loss, runs in found.items()}
 
 
 def collapsed(record: StudyRecord) -> bool:

@@ -65,10 +65,10 @@ class Watched:
         finally:
             hook.remove()
 
-    def keep(self, network: nn.Module, head: nn.Module, source: Data, precision: str) -> None:
+    def keep(self, network: nn.Module, head: evaluation.Head, source: Data, precision: str) -> None:
         """Add the moment that a network and its head are at."""
         embeddings = evaluation.embed(network, source.test_images[:SHOWN], precision)
-        self.moments.append((unit(embeddings), unit(head.get_parameter("weight").detach())))
+        self.moments.append((unit(embeddings), unit(head.weight.detach())))
 
     def measure(self, path: Path, trained: Trained, source: Data, precision: str) -> dict[str, Any]:
         """The angles; the moments, with the end as their last, go to ``path``."""
@@ -85,8 +85,8 @@ class Watched:
 def compute(folder: Path, data_folder: Path) -> None:
     """Train what has no record yet."""
     watched, source = Watched(), data.load("MNIST", data_folder)
-    setup = Setup(train=watched.train, recipe=RECIPE, seeds=1)
-    study = Study(folder, {"mnist": setup}, {"mnist": source}, len(DRAWN))
+    setup = Setup(train=watched.train, recipe=RECIPE)
+    study = Study(folder, setup, source, len(DRAWN))
     for loss, (scale, margin) in DRAWN.items():
         task = Task(
             part="sphere",

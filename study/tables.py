@@ -6,7 +6,7 @@ import numpy as np
 from scipy import stats
 
 from experiment.errors import Problem
-from experiment.records import reading, replacing
+from experiment.records import reading, write
 from study.selection import ARCFACE, RunsByLoss, StudyRecord, differences, finished
 
 # The paper's Table 3: what is measured, and its values there for normalised softmax and ArcFace.
@@ -37,7 +37,7 @@ def interval(values: list[float]) -> tuple[float, float]:
     n = len(values)
     if n < 2:
         return (float(values[0]) if values else float("nan")), float("nan")
-    half = stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / n**0.5
+    half = stats.t.ppf(0.975, n - 1) * stats.sem(values)
     return float(np.mean(values)), float(half)
 
 
@@ -91,8 +91,7 @@ def fill_file(path: Path, tables: dict[str, str]) -> None:
         text = path.read_text(encoding="utf-8")
     for name, content in tables.items():
         text = fill(text, name, content)
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write(path, text.encode())
 
 
 # --- tables of several losses ---------------------------------------------------------------------

@@ -19,20 +19,17 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-import arcface_cifar10
-import arcface_mnist
 from experiment import cli, data, errors, machine, records
 from experiment.data import Data
 from experiment.recipe import Recipe, Settings
 from experiment.records import ROOT
 from experiment.training import Diverged, epoch_lengths
+from study.margin import SETUPS
 from study.runs import arcface_settings, outcome
+from study.seeds import SCRIPTS
 from study.tables import fill_file, markdown, mean_ci
 from study.trials import START, TRIALS
 from study.yardstick import YARDSTICKS
-
-SCRIPTS = {"mnist": arcface_mnist, "cifar10": arcface_cifar10}
-HELD_OUT = {"mnist": 10_000, "cifar10": 5_000}  # the last ones of the training images
 
 
 def recipe_of(dataset: str, name: str) -> Recipe:
@@ -189,12 +186,13 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
             return
         dataset = options.dataset
         machine.keep_malloc_arenas()
-        source = data.load(START[dataset].dataset, options.data).for_validation(HELD_OUT[dataset])
+        source = data.load(START[dataset].dataset, options.data)
+        held_out = source.for_validation(SETUPS[dataset].held_out)
         most = max(seeds for _, _, seeds in TRIALS[dataset].values())
         for seed in range(most):
             for name, (_, _, seeds) in TRIALS[dataset].items():
                 if seed < seeds:
-                    run(dataset, name, seed, source, folder)
+                    run(dataset, name, seed, held_out, folder)
 
     return errors.exit_status(work, "The same command goes on from the last finished epoch.")
 

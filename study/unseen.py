@@ -17,13 +17,12 @@ import numpy as np
 
 from experiment import data
 from experiment.data import Data
-from experiment.errors import Problem
 from experiment.figures import BLUE, LOSS_STYLE, ORANGE
 from experiment.records import ROOT
 from experiment.training import Trained
 from study import margin, verification
 from study.runs import Study, Task, measure_angles, train_and_draw
-from study.selection import ARCFACE, DATASETS, RunsByLoss, StudyRecord, common_seeds, finished, load
+from study.selection import ARCFACE, DATASETS, RunsByLoss, StudyRecord, complete
 from study.tables import markdown, mean_ci
 
 SEEDS = {"mnist": 5, "cifar10": 2}
@@ -47,7 +46,7 @@ def classes_seen(split: int) -> list[int]:
 def tasks(study: Study, dataset: str) -> list[Task]:
     """Each of LOSSES in the default recipe: as in study.margin, and CosFace with its own margin."""
     of = margin.tasks(study, dataset)
-    arcface, own = of[ARCFACE], study.setups[dataset].recipe.default_margins
+    arcface, own = of[ARCFACE], study.setup.recipe.default_margins
     cosface = replace(arcface, loss="cosface", margin=own["cosface"])
     chosen = (of["softmax"], of["normalised softmax"], cosface, arcface)
     return [replace(task, part="unseen") for task in chosen]
@@ -59,7 +58,7 @@ def compute(folder: Path, data_folder: Path) -> None:
         setup = margin.SETUPS[dataset]
         source = data.load(setup.recipe.dataset, data_folder)
         total = len(margin.RATES) + seeds * SPLITS * len(LOSSES)
-        study = Study(folder, {dataset: setup}, {dataset: source}, total)
+        study = Study(folder, setup, source, total)
         chosen = tasks(study, dataset)
         for seed in range(seeds):
             for split in range(SPLITS):
@@ -70,7 +69,7 @@ def compute(folder: Path, data_folder: Path) -> None:
 
 def verify(study: Study, task: Task) -> dict[str, Any]:
     """The record of a task: trained on the classes of its split, judged on the others."""
-    source, seen = study.sources[task.dataset], classes_seen(task.split or 0)
+    source, seen = study.source, classes_seen(task.split or 0)
     unseen = source.select_classes([k for k in range(len(source.classes)) if k not in seen])
     return study.run(task, source.select_classes(seen), partial(measure, unseen=unseen))
 
@@ -97,11 +96,7 @@ def measure(trained: Trained, source: Data, precision: str, *, unseen: Data) -> 
 
 def records_of(folder: Path, dataset: str) -> RunsByLoss:
     """Those of the seeds and splits that every loss has. Raises Problem if there are none."""
-    found = common_seeds(load(folder, "unseen", dataset), LOSSES)
-    if not found:
-        what = f"records of study.unseen on {DATASETS[dataset]}"
-        raise Problem(f"There are no {what} in {folder}. Run it without options.")
-    return {loss: finished(runs) for loss, runs in found.items()}
+    return complete(folder, "unseen", dataset, LOSSES)
 
 
 def by_seed(runs: list[StudyRecord], split: int | None, key: str) -> dict[int, float]:

@@ -18,8 +18,8 @@ class FakeStudy:
 
     def __init__(self, folder, accuracy=lambda task: 0.9, seeds=2):
         setup = replace(margin.SETUPS["mnist"], seeds=seeds)
-        self.folder, self.setups, self.accuracy = folder, {"mnist": setup}, accuracy
-        self.sources, self.bar, self.tasks = {"mnist": self}, self, []
+        self.folder, self.setup, self.accuracy = folder, setup, accuracy
+        self.source, self.bar, self.tasks = self, self, []
 
     def for_validation(self, count):
         return f"the last {count}"

@@ -106,7 +106,7 @@ def test_every_loss_and_seed_is_trained_and_the_control_once(tmp_path, monkeypat
     made = []
 
     def run(study, task, source, measure):
-        made.append((task.name, task.loss, study.setups[task.dataset].train))
+        made.append((task.name, task.loss, study.setup.train))
         return {"plain_loss": task.head_lr}
 
     monkeypatch.setattr(corruption.data, "load", lambda name, _: synthetic.make(name, 20, 10))

@@ -28,7 +28,7 @@ def test_every_pair_is_trained_with_the_recipe_and_both_seeds(tmp_path, monkeypa
     made = []
 
     def run(study, task, source, measure):
-        assert study.setups["mnist"].recipe == arcface_mnist.DEFAULT
+        assert study.setup.recipe == arcface_mnist.DEFAULT
         made.append((task.name, task.scale, task.margin, task.seed, task.epochs, task.head_lr))
 
     monkeypatch.setattr(grid.data, "load", lambda *_: small_data["MNIST"])

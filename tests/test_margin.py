@@ -69,8 +69,8 @@ class FakeStudy:
     """Keeps its tasks; the second rate of softmax has the lowest loss, the third diverges."""
 
     def __init__(self):
-        self.setups, self.tasks = margin.SETUPS, []
-        self.sources = {"mnist": self}
+        self.setup, self.tasks = margin.SETUPS["mnist"], []
+        self.source = self
 
     def for_validation(self, count):
         return f"the last {count}"

@@ -122,7 +122,7 @@ def test_eight_digits_are_embedded_in_the_plane_once_by_each_loss(tmp_path):
 
     setup = Setup(train=train, recipe=paper.PLANE, seeds=1)
     for _ in range(2):
-        paper.plane(Study(tmp_path, {"mnist": setup}, {"mnist": digits}))
+        paper.plane(Study(tmp_path, setup, digits))
     classes = [str(k) for k in range(8)]
     assert calls == [("softmax", None, None, classes), ("arcface", 16.0, 0.2, classes)]
     runs = records.load_lines(tmp_path / "plane-mnist.jsonl")
@@ -145,7 +145,7 @@ def test_the_records_on_disk_are_what_is_trained(tmp_path):
     shutil.copy(STUDY / "plane-mnist.jsonl", tmp_path)
     setup = Setup(train=train, recipe=paper.PLANE, seeds=1)
     blank = synthetic.make("MNIST", train=20, test=20)
-    paper.plane(Study(tmp_path, {"mnist": setup}, {"mnist": blank}))
+    paper.plane(Study(tmp_path, setup, blank))
     for run in records.load_lines(STUDY / "plane-mnist.jsonl"):
         settings = (run["scale"], run["margin"], run["head_lr"])
         assert settings == paper.PLANE_SETTINGS[run["loss"]]

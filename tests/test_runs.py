@@ -53,7 +53,7 @@ class Recorder:
 def study(folder, data, train):
     """A study of MNIST alone, of one seed."""
     setup = Setup(train=train, recipe=arcface_mnist.DEFAULT, seeds=1)
-    return Study(folder, {"mnist": setup}, {"mnist": data})
+    return Study(folder, setup, data)
 
 
 def test_names_are_those_of_the_records_on_disk():

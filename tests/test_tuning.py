@@ -30,7 +30,7 @@ def test_the_records_are_of_the_trials(dataset):
     path = FOLDER / f"{dataset}.jsonl"
     for record in records.load_lines(path) if path.exists() else []:
         assert record["recipe"] == asdict(tuning.recipe_of(dataset, record["trial"]))
-        assert record["held_out"] == tuning.HELD_OUT[dataset]
+        assert record["held_out"] == tuning.SETUPS[dataset].held_out
 
 
 @pytest.mark.parametrize("dataset", tuning.SCRIPTS)

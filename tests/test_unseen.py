@@ -74,7 +74,7 @@ def test_a_network_is_judged_on_the_classes_that_it_was_not_trained_on(tmp_path)
         return Trained(network=network, head=head, history=history, **unused)
 
     setup = Setup(train=train, recipe=margin.SETUPS["mnist"].recipe, seeds=1)
-    study = Study(tmp_path, {"mnist": setup}, {"mnist": digits})
+    study = Study(tmp_path, setup, digits)
     usual = {"scale": 8.0, "margin": 0.1, "head_lr": 0.1, "epochs": 1}
     for split in range(unseen.SPLITS):
         task = Task(part="unseen", dataset="mnist", loss="arcface", split=split, **usual)
