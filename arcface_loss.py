@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import _C, Tensor, nn
 
-_PLAIN = ContextVar("plain", default=False)  # whether the formula is made for autograd
+_PLAIN = ContextVar("plain", default=False)  # True: backward recomputes the formula for autograd
 
 
 class ArcMarginProduct(nn.Module):
@@ -39,9 +39,9 @@ class ArcMarginProduct(nn.Module):
     CM2                         0.9   0.4   0.15
     ==========================  ====  ====  =====
 
-    Where the cosine would rise again, φ goes on falling: for m1 = 1 and θ > π − m as in common use,
-    cos θ − m·sin m − m3, which drops at the seam; else as SphereFace's, which does not: with
-    ψ = m1·θ + m and k = ⌊ψ/π⌋, (−1)^k·cos ψ − 2k − m3 (https://arxiv.org/abs/1704.08063, eq. 7).
+    Where ψ = m1·θ + m exceeds π, the cosine would rise again. There φ goes on falling: for m1 = 1,
+    as in common use, as cos θ − m·sin m − m3, with a small drop at θ = π − m; else as SphereFace's
+    (−1)^k·cos ψ − 2k − m3 with k = ⌊ψ/π⌋, without one (https://arxiv.org/abs/1704.08063, eq. 7).
 
     Args:
         in_features, out_features: d, the length of an embedding, and n, the number of classes.
@@ -51,15 +51,15 @@ class ArcMarginProduct(nn.Module):
         m1, m3: the multiplicative angular margin, > 0, and the additive cosine margin, ≥ 0.
         device, dtype: of ``weight``, the state dict's only entry: n × d, a row for each centre.
 
-    All is computed in float32 (float64 if x or ``weight`` is), under autocast too, for rows of any
-    length; a zero row is at 90° to everything. A gradient, which grows as 1/length, ends at the
-    largest number of its dtype, but becomes infinite in float16, for a GradScaler to see.
+    A setting out of its range raises ValueError. All is computed in float32 (float64 if x or
+    ``weight`` is), under autocast too, for rows of any length; a zero row is at 90° to everything.
+    Gradients grow as 1/length, up to the largest number; in float16 to ∞, for a GradScaler to see.
 
-    In a larger system: ``loss`` runs no hooks of this module (parametrizations work) and belongs in
-    the forward of what DistributedDataParallel wraps; FSDP2 needs register_fsdp_forward_method.
-    With torch.compile, export, torch.func, forward AD and ``create_graph=True`` the plain formula
-    is differentiated, to any order but by torch.compile: ``loss`` is F.cross_entropy of all logits,
-    gradients may overflow, autocast reaches their products, and traced labels are not checked.
+    ``loss`` runs no module hooks (parametrizations work). Under DistributedDataParallel call it in
+    the forward of the wrapped module; FSDP2 needs register_fsdp_forward_method. Under
+    torch.compile, export, torch.func, forward AD and ``create_graph=True`` autograd differentiates
+    the plain formula, to any order but by torch.compile: ``loss`` then holds all logits, gradients
+    may overflow, autocast reaches matrix products, and traced labels are not checked.
     """
 
     def __init__(self, in_features: int, out_features: int, s: float = 30.0, m: float = 0.50,
@@ -91,9 +91,9 @@ class ArcMarginProduct(nn.Module):
     ) -> Tensor:
         """``F.cross_entropy(self(input, label), label, reduction=reduction)`` in less memory.
 
-        ``block`` samples at a time (None: as many as have 2²⁷ logits, at least 64) make their
-        logits and, with them, both gradients; the memory is the weight, its gradient unless frozen,
-        and a block's logits. For "none", and in a second backward pass, they are made again.
+        Logits, and from them both gradients, are made for ``block`` samples at a time (None: as
+        many as have 2²⁷ logits, at least 64): the memory is the weight, its gradient unless frozen,
+        and a block's logits, which "none" and a second backward pass make again.
         """
         self._check(input, label, optional=False)
         if reduction not in ("mean", "sum", "none"):
@@ -160,7 +160,7 @@ def angle(u: Tensor, v: Tensor) -> Tensor:
     """
     p, q = _length(u - v)[:, 0], _length(u + v)[:, 0]
     half = torch.atan2(p + (both_zero := p + q == 0), q + both_zero)
-    return half + half.where(p * p + q * q > 3, half.detach())  # if one is 0, dθ = −d(u·v)
+    return half + half.where(p * p + q * q > 3, half.detach())  # u or v is 0: dθ = −d(u·v)
 
 
 def _sphere(head: ArcMarginProduct, label: Any, needs: Any, x: Tensor, W: Tensor) -> Any:
@@ -215,7 +215,7 @@ def _compute(head: Any, label: Any, reduction: Any, block: int, needs: Any, x: A
     if not _eager():
         return F.cross_entropy(logits(), label, reduction=reduction), None
     share = (losses := x_hat.new_ones(len(x)))[:, None] / (len(x) if reduction == "mean" else 1)
-    now = any(needs) and reduction != "none"
+    now = any(needs) and reduction != "none"  # to be scaled by G later: by NaN if it is infinite
 
     def blocks(share: Tensor) -> Any:
         for rows in (slice(i, i + block) for i in range(0, len(x), block)):
@@ -227,7 +227,7 @@ def _compute(head: Any, label: Any, reduction: Any, block: int, needs: Any, x: A
             wrong = share[rows] * torch.sigmoid(gap)  # share·(1 − p_y)
             yield rows, z.mul_(wrong / total).scatter_(1, y, -wrong)
 
-    made = pull(blocks(share)) if now else [share for _ in blocks(share)]
+    made = pull(blocks(share)) if now else [share for _ in blocks(share)]  # the losses alone
     value = losses.clone() if reduction == "none" else getattr(losses, reduction)()
     return value, lambda G: [g.mul_(G - G + G) for g in made] if now else pull(blocks(G[:, None]))
 
@@ -257,7 +257,7 @@ def _differentiable(head: Any, label: Any, reduction: Any, block: int, x: Any, W
     """The first of what _compute returns; the second is its gradient, if nothing traces it."""
     needs = [torch.is_grad_enabled() and v.requires_grad for v in (x, W)]
     if closed := any(needs) and _eager():  # copies: they may change before the backward pass
-        vars(twin := object.__new__(type(head))).update(vars(head))
+        vars(twin := object.__new__(type(head))).update(vars(head))  # copy.copy: not parametrized
         head, label = twin, label if label is None else label.clone()
     compute = partial(_compute, head, label, reduction, block, needs)
     with torch.autocast(x.device.type.replace("meta", "cpu"), enabled=False):
@@ -280,7 +280,7 @@ class _ClosedForm(torch.autograd.Function):
                 with torch.enable_grad():
                     v = [x.view_as(x), W.view_as(W)]  # no path joins these, should W be made of x
                     value = copy_context().run(lambda: _PLAIN.set(True) and ctx.compute(*v)[0])
-                v, again = [of for of in v if of.requires_grad], torch.is_grad_enabled()
+                v, again = [t for t in v if t.requires_grad], torch.is_grad_enabled()
                 made = iter(torch.autograd.grad(value, v, G, create_graph=again))
                 return None, *(next(made) if need else None for need in ctx.needs_input_grad[1:])
             pull, ctx.pull, ctx.W = (W is ctx.W and ctx.pull) or ctx.compute(x, W)[1], None, None
@@ -289,7 +289,7 @@ class _ClosedForm(torch.autograd.Function):
 
 
 def _eager() -> bool:
-    """Whether values can be looked at: nothing compiles, exports or transforms."""
+    """Whether values may be read, and written in place: nothing traces, transforms, recomputes."""
     traced = torch.compiler.is_compiling() or _C._is_tracing() or _PLAIN.get()
     forward_mode = torch.autograd.forward_ad._current_level >= 0
     return not (traced or forward_mode or _C._are_functorch_transforms_active())

@@ -45,8 +45,8 @@ def complete(folder: Path, part: str, dataset: str, losses: Iterable[str]) -> Ru
     """
     found = common_seeds(load(folder, part, dataset), losses)
     if not found:
-        what = f"study.{part} has no seed on {DATASETS[dataset]} that all its losses are trained with"
-        raise Problem(f"{what}, in {folder}. Run it without options.")
+        what = f"study.{part} has no seed yet, on {DATASETS[dataset]}, that all its losses have"
+        raise Problem(f"{what}. Run it without options.")
     return {loss: finished(runs) for loss, runs in found.items()}
 
 
