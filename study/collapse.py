@@ -18,6 +18,7 @@ import numpy as np
 import arcface_cifar10
 from experiment import data, records
 from experiment.data import Data
+from experiment.errors import Problem
 from experiment.figures import BLUE, ORANGE
 from experiment.records import ROOT
 from experiment.training import Trained
@@ -86,6 +87,8 @@ def compute(folder: Path, data_folder: Path) -> None:
 def draw(folder: Path) -> plt.Figure:
     """θ to the own centre over the steps, a line for each seed. It is to be printed 3.4 in wide."""
     runs = records.load_lines(folder / "collapse-cifar10.jsonl")
+    if not runs:
+        raise Problem("study.collapse has no records yet. Run it without options.")
     figure, axes = plt.subplots(figsize=(3.4, 2.6))
     for rise, colour, label in ((0.0, ORANGE, "whole m"), (0.6, BLUE, "rising m")):
         chosen = [

@@ -1,6 +1,7 @@
 """experiment/errors.py: how commands end. What a terminal can do is in test_terminal_output.py."""
 
 import errno
+import os
 import signal
 import subprocess
 import sys
@@ -112,3 +113,30 @@ def test_other_errors_during_the_imports_keep_their_traceback():
         [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=60
     )
     assert done.returncode == 1 and "Traceback" in done.stderr and "a defect" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("library", "command"),
+    [
+        ("torch", ["arcface_mnist.py"]),
+        ("numpy", ["arcface_cifar10.py"]),
+        ("matplotlib", ["-m", "experiment.figures"]),
+    ],
+)
+def test_a_missing_library_is_one_line(library, command, tmp_path):
+    missing = f"raise ModuleNotFoundError('No module named {library}', name='{library}')"
+    (tmp_path / f"{library}.py").write_text(missing)
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, *command, "--help"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment,
+        timeout=60,
+    )
+    remedy = "python -m pip install -r requirements.txt"
+    said = f"error: {library} is not installed. Install what the project needs: {remedy}"
+    assert done.returncode == 1 and done.stderr.splitlines()[-1] == said
+    assert "Traceback" not in done.stderr and not done.stdout

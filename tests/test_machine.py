@@ -166,7 +166,7 @@ assert machine.from_rank_0(f"value of {rank}") == "value of 0"
 try:
     machine.first_on_rank_0(fail)
 except Problem as problem:
-    assert isinstance(problem, Elsewhere) == (rank == 1) and str(problem) == "no data"
+    assert isinstance(problem, Elsewhere) == (rank == 1)
 else:
     raise AssertionError("no problem")
 machine.dist.barrier()

@@ -132,6 +132,65 @@ def test_truncated_files_are_damaged(saved):
             load(path)
 
 
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        (b'{"name": "a"', "Line 2 of .* is not a record"),
+        (b"[1]", "Line 2 of .* is not a record"),
+        (b"\xff", "Line 2 of .* is not a record"),
+        (b'{"name": "one"}', "Line 2 of .* is a second record of one"),
+    ],
+)
+def test_a_bad_line_is_named(line, what, tmp_path):
+    path = tmp_path / "runs.jsonl"
+    path.write_bytes(b'{"name": "one"}\n' + line + b"\n")
+    with pytest.raises(Problem, match=what):
+        records.load_lines(path)
+
+
+def test_a_record_begins_a_line_of_its_own(tmp_path):
+    path = tmp_path / "runs.jsonl"
+    path.write_text('{"name": "one"}')  # an editor took the end of the line away
+    records.append_line(path, {"name": "two"})
+    assert [record["name"] for record in records.load_lines(path)] == ["one", "two"]
+
+
+def test_record_and_arrays_of_two_runs_are_not_shown_together(tmp_path):
+    arrays = {"labels": np.array([0, 1]), "predicted": np.array([0, 0])}
+    records.save_arrays(tmp_path / "arrays.npz", **arrays)
+    records.save_json(tmp_path / "run.json", {"test_accuracy": 0.5})
+    assert records.load_run(tmp_path)[0] == {"test_accuracy": 0.5}
+    for wrong in ({"test_accuracy": 0.75}, {}, []):
+        records.save_json(tmp_path / "run.json", wrong)
+        with pytest.raises(Problem, match=r"not of the same run|does not hold what is shown"):
+            records.load_run(tmp_path)
+
+
+HOLDS = """
+import sys, time
+from pathlib import Path
+from experiment import records
+records.lock(Path(sys.argv[1]))
+print("locked", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such locks")
+def test_a_second_process_does_not_train_into_the_same_folder(tmp_path):
+    command = [sys.executable, "-c", HOLDS, tmp_path]
+    other = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=records.ROOT)
+    assert other.stdout and other.stdout.readline() == b"locked\n"
+    with pytest.raises(Problem, match="Another process is training into"):
+        records.lock(tmp_path)
+    other.kill()
+    other.wait()
+    records.lock(tmp_path)
+    records.lock(tmp_path)  # its own
+    records.unlock(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_zip_bomb_is_not_unpacked(tmp_path):
     np.savez_compressed(tmp_path / "bomb.npz", a=np.zeros(10**6))
     with open(tmp_path / "bomb.npz", "rb") as file:

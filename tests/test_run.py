@@ -68,11 +68,17 @@ def test_the_stand_in_replaces_data_that_cannot_be_had_unless_a_folder_was_named
 
     monkeypatch.setattr(data, "load", fail)
     monkeypatch.setattr(synthetic, "make", small_data.get)
+    monkeypatch.setattr(run, "ROOT", tmp_path)
     assert run.load_data("MNIST", None) is small_data["MNIST"]
     assert "no network" in capsys.readouterr().out
     assert run.load_data("CIFAR-10", Path("synthetic")) is small_data["CIFAR-10"]
     with pytest.raises(data.DownloadFailed):
         run.load_data("MNIST", tmp_path)
+    part = tmp_path / "data" / next(iter(data.MNIST.files))
+    part.parent.mkdir(parents=True)
+    part.write_bytes(b"its beginning")
+    with pytest.raises(data.DownloadFailed):  # some of the data are there
+        run.load_data("MNIST", None)
 
 
 def test_the_banner_is_a_box_of_eighty_columns():

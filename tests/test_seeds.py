@@ -107,6 +107,17 @@ def test_the_table_is_written_into_the_readme(tmp_path):
     assert seeds.table(tmp_path) in text
 
 
+@pytest.mark.parametrize(
+    "runs", [[], [1], None, [{}], [record(), record()], [record(dataset="CIFAR-10")]]
+)
+def test_records_that_are_not_of_this_recipe_s_seeds_are_refused(runs, tmp_path, capsys):
+    records.save_json(tmp_path / "figures/mnist/seeds.json", runs)
+    records.save_json(tmp_path / "figures/benchmarks/float32.json", {"seconds": {"mnist": 1.0}})
+    assert seeds.main(["table"], tmp_path) == 1
+    line = capsys.readouterr().err
+    assert line.startswith("error: ") and line.count("\n") == 1 and "seeds.json" in line
+
+
 # --- trainings ------------------------------------------------------------------------------------
 
 

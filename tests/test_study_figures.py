@@ -73,3 +73,20 @@ def test_all_pictures_are_drawn_from_the_records(tmp_path):
         assert drawn == kept
     text = (tmp_path / "figures/study/README.md").read_text(encoding="utf-8")
     assert text == (study / "README.md").read_text(encoding="utf-8")
+
+
+PARTS = (best, collapse, corruption, grid, seen, sphere, unseen)
+
+
+@pytest.mark.parametrize("content", ["", "{}\n", "null\n", '{"loss": "arcface", "seed": 0}\n'])
+@pytest.mark.parametrize("part", PARTS, ids=lambda part: part.__name__)
+def test_records_that_hold_something_else_are_one_line(part, content, tmp_path, capsys):
+    folder = tmp_path / "figures" / "study"
+    folder.mkdir(parents=True)
+    for path in (records.ROOT / "figures" / "study").glob("*.jsonl"):
+        (folder / path.name).write_text(content)
+    status, line = part.main(["--figures-only"], tmp_path), capsys.readouterr().err
+    if status == 0:  # nothing to draw yet
+        assert not line and not content and not list(folder.glob("*.png"))
+    else:
+        assert status == 1 and line.startswith("error: ") and line.count("\n") == 1

@@ -38,6 +38,12 @@ def test_marks_are_filled_and_missing_ones_are_named(tmp_path):
     with pytest.raises(Problem, match="<!-- y --> and <!-- /y -->"):
         tables.fill_file(path, {"x": "lost", "y": "content"})
     assert path.read_text(encoding="utf-8") == filled
+    path.write_text(f"{text}, filled between <!-- x --> and its end", encoding="utf-8")
+    with pytest.raises(Problem, match="<!-- x --> and <!-- /x --> must be there, once"):
+        tables.fill_file(path, {"x": "content"})
+    path.write_bytes(b"caf\xe9 <!-- x --><!-- /x -->")
+    with pytest.raises(Problem, match=r"README.md is damaged"):
+        tables.fill_file(path, {"x": "content"})
 
 
 def test_accuracies_and_paired_differences():

@@ -107,3 +107,5 @@ def test_the_script_trains_with_two_processes_and_records_once(tmp_path):
     record = records.load_json(tmp_path / "run.json")
     assert record["processes"] == 2 and record["test_accuracy"] > 0.8
     assert len(record["history"]) == 3 and not (tmp_path / "checkpoint.pt").exists()
+    again = start(*TORCHRUN, script, *arguments, "--out", tmp_path, "--resume")
+    assert again.count("is finished") == 1
