@@ -113,8 +113,8 @@ DEFAULT = Recipe(
     default_margins={"arcface": 0.1, "cosface": 0.1, "sphereface": 1.1},
 )
 # Width, shift and hidden square after airbench96, by the author cited above; not tuned here. The
-# light was, with a smaller network on 12,000 of the training images, judged on 35,000 others;
-# and so was the number of epochs, with this network on 25,000, judged on the other 25,000.
+# light was tuned with a smaller network on 12,000 of the training images, judged on 35,000 others,
+# the number of epochs with this network on 25,000, judged on the other 25,000.
 BEST = replace(
     DEFAULT,
     network=DEFAULT.network | {"widths": [128, 384, 512], "residual": True},
@@ -132,7 +132,8 @@ RECIPES = {"default": DEFAULT, "best": BEST}
 
 
 def train(recipe: Recipe, settings: Settings, data: Data, out: Path, resume: bool) -> Trained:
-    """Train on data on the settings' device, with a checkpoint in ``out`` after every epoch."""
+    """Train on ``data``, on the settings' device, with a checkpoint in ``out`` after every epoch.
+    Raises Problem as :class:`Training` does, of which Diverged is one kind."""
     torch.manual_seed(settings.seed)
     d, n, rates = settings.embedding_size, len(data.classes), recipe.learning_rates
     network = Network(d, **recipe.network)

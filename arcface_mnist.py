@@ -52,8 +52,8 @@ class Network(nn.Module):
 def augment(batch: Batch, noise: torch.Generator, full: float, **largest: float) -> Tensor:
     """The batch's images as floats, N × 1 × 28 × 28, rotated, scaled, sheared and moved at random.
 
-    largest: of each, as random_affine takes them. When the fraction ``full`` of the training is
-    done, they begin to fall, linearly, to 0 at its end.
+    largest: random_affine's degrees, scale, shear and shift. When the fraction ``full`` of the
+    training is done, they begin to fall, linearly, to 0 at its end.
     """
     weaker = {name: value * fade(batch.progress, full) for name, value in largest.items()}
     return random_affine(to_float(batch.images), noise, **weaker)
@@ -90,7 +90,8 @@ RECIPES = {"default": DEFAULT, "best": BEST}
 
 
 def train(recipe: Recipe, settings: Settings, data: Data, out: Path, resume: bool) -> Trained:
-    """Train on data on the settings' device, with a checkpoint in ``out`` after every epoch."""
+    """Train on ``data``, on the settings' device, with a checkpoint in ``out`` after every epoch.
+    Raises Problem as :class:`Training` does, of which Diverged is one kind."""
     torch.manual_seed(settings.seed)
     d, n, rates = settings.embedding_size, len(data.classes), recipe.learning_rates
     network = Network(d, **recipe.network)

@@ -60,8 +60,9 @@ def random_affine(
 
     Args:
         images: float, N × C × H × W.
-        degrees: the largest rotation. scale: the largest relative change of size.
-        shear: the largest shear. shift: the largest move, as a fraction of the image.
+        degrees: the largest rotation. scale: the largest relative change of width and of height,
+        each drawn for itself. shear: the largest change of x per unit of y. shift: the largest
+        move, as a fraction of the image.
     """
     n = len(images)
     u = 2 * torch.rand((6, n), generator=generator, device=images.device) - 1

@@ -43,7 +43,7 @@ def parse(
     options = parser.parse_args(argv)
     for key in ("data", "out"):
         setattr(options, key, getattr(options, key, None))
-    check_margin(parser, options, recipe.default_margins.get(options.loss))
+    resolve_margin(parser, options, recipe.default_margins.get(options.loss))
     words = [f"arcface_{slug(recipe.dataset)}.py", *(word for word in argv if word != "--resume")]
     options.command = shlex.join([*launcher(), *words])
     return options
@@ -115,7 +115,7 @@ def add_options(parser: argparse.ArgumentParser, recipe: Recipe, name: str) -> N
     )
 
 
-def check_margin(
+def resolve_margin(
     parser: argparse.ArgumentParser, options: argparse.Namespace, default: float | None
 ) -> None:
     """Set the margin to its default unless one was given; refuse a scale or margin out of range."""

@@ -17,7 +17,7 @@ class Problem(Exception):
     """An error that the user can fix. Its text, one line, names the problem and the remedy."""
 
 
-class Elsewhere(Problem):
+class ReportedElsewhere(Problem):
     """A problem that another process of the same run reports."""
 
 
@@ -44,7 +44,7 @@ def exit_status(
     line, status = "", 1
     try:
         return work() or 0
-    except Elsewhere:
+    except ReportedElsewhere:
         pass
     except Problem as problem:
         line = f"error: {problem}"

@@ -19,7 +19,8 @@ Labelled = tuple[Tensor, Tensor]  # embeddings, N × d, and their labels, N
 
 @torch.no_grad()
 def embed(network: nn.Module, images: Tensor, precision: str) -> Tensor:
-    """Raw embeddings, N × d in float32, of images (uint8, N × H × W × C) in evaluation mode."""
+    """Raw embeddings, N × d in float32, of images (uint8, N × H × W × C) in evaluation mode, in
+    which the network stays."""
     network.eval()
     with autocast(images.device, precision):
         batches = images.split(EVALUATION_BATCH)

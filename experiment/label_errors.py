@@ -38,7 +38,7 @@ def validated(dataset: str) -> dict[int, int | None]:
 
 
 def on_corrected_labels(dataset: str, labels: Tensor, predicted: Tensor) -> dict[str, Any]:
-    """How the answers for a whole test set fare where the labels are wrong, and without that.
+    """Mistakes on images with a validated label error, and the accuracy on corrected labels.
 
     Args:
         labels, predicted: of all test images in the published order, N each.

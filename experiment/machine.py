@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from experiment.errors import Elsewhere, Finished, Problem
+from experiment.errors import Finished, Problem, ReportedElsewhere
 from experiment.records import ROOT
 
-JOIN = timedelta(minutes=30)  # that a process waits for the others, of which 0 may be downloading
+JOIN_TIMEOUT = timedelta(minutes=30)  # for the other processes; rank 0 may be downloading
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # set by torchrun
 
 Value = TypeVar("Value")
@@ -42,7 +42,7 @@ def join_processes(gpu: bool) -> None:
     if int(os.environ["RANK"]) >= int(os.environ["WORLD_SIZE"]):
         raise Problem(f"RANK is not below WORLD_SIZE in the environment. {remedy}")
     try:
-        dist.init_process_group("nccl" if gpu else "gloo", timeout=JOIN)
+        dist.init_process_group("nccl" if gpu else "gloo", timeout=JOIN_TIMEOUT)
     except (OverflowError, RuntimeError, TypeError, ValueError) as error:
         text = str(error).splitlines()[0]
         raise Problem(f"The processes could not be joined ({text}). {remedy}") from error
@@ -58,7 +58,7 @@ def first_on_rank_0(work: Callable[[], Value]) -> Value:
     try:
         value = work()
     except Exception as error:
-        from_rank_0(Finished() if isinstance(error, Finished) else Elsewhere())
+        from_rank_0(Finished() if isinstance(error, Finished) else ReportedElsewhere())
         raise
     from_rank_0(None)
     return value
@@ -142,7 +142,7 @@ def versions() -> dict[str, str | None]:
 
 
 def version_of(package: str) -> str | None:
-    """The version of an installed package, which is not imported for that."""
+    """The version of an installed package, without importing it."""
     try:
         return version(package)
     except PackageNotFoundError:

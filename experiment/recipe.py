@@ -20,7 +20,7 @@ class Recipe:
         loss when last seen. full_epochs: how many epochs use all images at the start, and how
         many at the end.
     views: of test-time augmentation, as in :func:`experiment.evaluation.tta_logits`; empty for
-    none.
+        none.
     default_margins: the margin of each loss that has one.
     """
 

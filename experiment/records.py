@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 AGAIN = "Restore it, or run the command that writes it again."
 # What reading a value raises where a file holds something else than it should.
 UNLIKE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
-MOST_BYTES = 2**30  # that a file read here is decompressed to
+MOST_BYTES = 2**30  # of memory that a file may decompress to
 TEMPORARY = re.compile(r"\.(.+)\.(\d+)\.arcface\.tmp(\..+)?")  # the number is of the process
 _locked: dict[str, int] = {}  # the folders that this process writes to, opened
 
@@ -33,7 +33,7 @@ _locked: dict[str, int] = {}  # the folders that this process writes to, opened
 class Epoch(TypedDict):
     """One epoch in a record's history. Losses include the margin; the accuracies do not.
 
-    The test figures are None where the test set was not evaluated.
+    test_loss and test_accuracy are None where the test set was not evaluated.
     """
 
     epoch: int

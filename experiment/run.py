@@ -28,7 +28,7 @@ MISTAKES_KEPT = 18  # test images kept for the picture of mistakes
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class PreparedRun:
     """What a script is about to train, and where the outcome goes."""
 
     recipe: Recipe
@@ -58,7 +58,7 @@ def exit_status(work: Callable[[], None]) -> int:
     return status
 
 
-def start(recipe: Recipe, options: argparse.Namespace) -> Task:
+def start(recipe: Recipe, options: argparse.Namespace) -> PreparedRun:
     """Load the data onto the device, prepare the folder, and say what will be trained.
 
     Raises:
@@ -87,7 +87,7 @@ def start(recipe: Recipe, options: argparse.Namespace) -> Task:
         announce(recipe, settings, source, device)
         if options.resume and not (out / "checkpoint.pt").exists():
             print(f"Nothing to resume in {out}: starting from the beginning.", flush=True)
-    return Task(
+    return PreparedRun(
         recipe=recipe,
         settings=settings,
         data=source.to(device),
@@ -205,7 +205,7 @@ def synthetic_banner(name: str) -> str:
     return "\n".join(["", "*" * 80, *(f"*  {line:<74}  *" for line in lines), "*" * 80, ""])
 
 
-def finish(task: Task, trained: Trained) -> None:
+def finish(task: PreparedRun, trained: Trained) -> None:
     """On rank 0: evaluate, leave record, model and pictures in the run's folder, and sum up."""
     rank, world = machine.rank_and_processes()
     if world > 1:
@@ -231,7 +231,7 @@ def finish(task: Task, trained: Trained) -> None:
     summary(record, task.recipe.dataset, out)
 
 
-def evaluate(task: Task, trained: Trained) -> tuple[dict, dict]:
+def evaluate(task: PreparedRun, trained: Trained) -> tuple[dict, dict]:
     """The record of a trained network, and the arrays that its pictures are drawn from."""
     network, head, settings, source = trained.network, trained.head, task.settings, task.data
     train, test = evaluation.embed_both(network, source, settings.precision)

@@ -42,8 +42,7 @@ class Trained:
     snapshots: θ in radians to the own and to the nearest other centre, 3 × M × 2, for the images
     of the first, the middle and the last steps.
     mean_theta: θ in radians to the own centre, the mean of each step's images, as many as steps.
-    diverged: what a training that was not to be stopped for it would have been stopped for; or
-    empty.
+    diverged: what the training would have been stopped for, had settings said so; else empty.
     """
 
     network: nn.Module
@@ -98,7 +97,7 @@ class Training:
     """Everything about a training but the step itself, which the script shows.
 
     Under torchrun each process takes its share of every batch. The gradients, the losses by which
-    images are chosen and all training figures are those of all processes together; BatchNorm's
+    images are chosen and all training measurements are those of all processes together; BatchNorm's
     statistics are each process's own. Only rank 0 evaluates, prints and writes.
 
     Args:
@@ -153,7 +152,7 @@ class Training:
         self.diverged = ""
         self.last_loss = torch.full((len(images),), math.inf, device=device)  # when last seen
         self.seen = torch.zeros(len(images), dtype=torch.int64, device=device)  # how often
-        first_on_rank_0(self._restore if resume else self._keep_checkpoint)
+        first_on_rank_0(self._restore if resume else self._refuse_to_overwrite)
         quiet = self.rank > 0 or not sys.stderr.isatty()
         done = self.first_steps[len(self.history)]
         self.bar = tqdm(total=self.total, initial=done, unit="step", disable=quiet, leave=False)
@@ -186,7 +185,7 @@ class Training:
     def batches(self, epoch: int) -> Iterator[Batch]:
         """The batches of an epoch, each with the learning rates of its step set."""
         for step, batch in enumerate(self.chosen, start=self.first_steps[epoch]):
-            factor = learning_rate(step, self.total, self.recipe.warm_up)
+            factor = rate_factor(step, self.total, self.recipe.warm_up)
             for group in self._groups():
                 group["lr"] = group["peak"] * factor
             index = batch[self.rank :: self.world]
@@ -235,17 +234,17 @@ class Training:
     def _judge(self, loss: float, accuracy: float, step: int) -> None:
         """Raise Diverged if the training has failed, or note it where settings say so."""
         if not math.isfinite(loss):
-            raise Diverged(f"The loss is {loss} at step {step + 1} of {self.total}. {self.remedy}")
+            raise Diverged(f"The loss is {loss} at step {step + 1} of {self.total}. {self._remedy}")
         failed = guessing(accuracy, len(self.data.classes), step, self.total)
         if isinstance(self.classifier.head, ArcMarginProduct):
             theta = (self.mean_theta + self.theta)[: step + 1].rad2deg()
             failed = failed or turned_away(theta, self.recipe.warm_up * self.total)
         if failed and self.settings.stop_if_diverged:
-            raise Diverged(f"{failed} {self.remedy}")
+            raise Diverged(f"{failed} {self._remedy}")
         self.diverged = self.diverged or failed
 
     @property
-    def remedy(self) -> str:
+    def _remedy(self) -> str:
         """What may have made a training fail, and what to do."""
         cause = f"scale {self.settings.scale}, margin {self.settings.margin}"
         return f"Likely causes: {cause}, or the learning rates. Try a smaller --scale or --margin."
@@ -316,7 +315,7 @@ class Training:
         if self.rank == 0:
             records.lock(self.checkpoint.parent)
 
-    def _keep_checkpoint(self) -> None:
+    def _refuse_to_overwrite(self) -> None:
         """Raise Problem if there is a checkpoint: it would be overwritten."""
         self._lock()
         if self.checkpoint.exists():
@@ -368,7 +367,7 @@ def hardest_first(last_loss: Tensor, shuffled: Tensor, count: int) -> Tensor:
     return shuffled[hardest.sort().values]
 
 
-def learning_rate(step: int, total: int, warm_up: float) -> float:
+def rate_factor(step: int, total: int, warm_up: float) -> float:
     """The factor on the learning rates at a step: a linear rise, then a linear fall to 0."""
     return min((step + 1) / (warm_up * total + 1), (total - step) / ((1 - warm_up) * total))
 
@@ -379,7 +378,8 @@ def margin_share(step: int, total: int, warm_up: float) -> float:
 
 
 def guessing(accuracy: float, classes: int, step: int, total: int) -> str:
-    """What is wrong if, after a tenth of the steps, little more than chance is right; or empty.
+    """The text of an error if, after a tenth of the steps (20 at least), the accuracy is hardly
+    above chance; else an empty string.
 
     Args:
         accuracy: of the last steps, in [0, 1]; the limit is a tenth of the way from chance to 1.
@@ -392,7 +392,8 @@ def guessing(accuracy: float, classes: int, step: int, total: int) -> str:
 
 
 def turned_away(theta: Tensor, warm_up: float) -> str:
-    """What is wrong if the embeddings have turned away from their own centres; or empty.
+    """The text of an error if the mean angle to the own centre was above 90° in the last steps,
+    all of them after the warm-up; else an empty string.
 
     Args:
         theta: mean angle to the own centre in each step so far, in degrees. warm_up: steps of it.

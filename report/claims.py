@@ -31,7 +31,7 @@ def sign(values: list[float]) -> int:
     return int(np.sign(mean)) if abs(mean) > half else 0
 
 
-def angle(runs: RunsByLoss, key: str) -> dict[str, float]:
+def mean_angle(runs: RunsByLoss, key: str) -> dict[str, float]:
     """Mean of an angle of Table 3 over the runs of each loss, in degrees."""
     return {
         loss: float(np.mean([run["angles"][key] for run in finished(of_loss)]))
@@ -39,7 +39,7 @@ def angle(runs: RunsByLoss, key: str) -> dict[str, float]:
     }
 
 
-def of_the_best() -> dict[str, bool]:
+def claims_on_best() -> dict[str, bool]:
     """Of each loss with the best of its settings, on MNIST."""
     found, searches = best.runs(STUDY, "mnist"), best.tried(STUDY, "mnist")
     gaps = {name: differences(found, name) for name in found if name != ARCFACE}
@@ -54,7 +54,7 @@ def of_the_best() -> dict[str, bool]:
         angles = {
             name: [run["angles"][key] for run in of]
             for name, of in found.items()
-            if name not in (best.PAPER, best.SMALL)
+            if name not in (best.PAPER_SETTING, best.SMALL)
         }
         ends = [choose(list(of)) for of in zip(*angles.values(), strict=True)]
         return {name for name, of in angles.items() if any(map(np.equal, of, ends))}
@@ -82,13 +82,13 @@ def of_the_best() -> dict[str, bool]:
         ),
         "trials: at one scale and rate margins make classes compact, at s = 32 further apart": (
             bool(searches)
-            and all(of_trials(s, "intra_test", np.less) for s in (8, 16))
-            and of_trials(32, "inter_test", np.greater)
+            and all(trials_agree(s, "intra_test", np.less) for s in (8, 16))
+            and trials_agree(32, "inter_test", np.greater)
         ),
     }
 
 
-def of_trials(scale: float, key: str, compare: Callable[[float, float], bool]) -> bool:
+def trials_agree(scale: float, key: str, compare: Callable[[float, float], bool]) -> bool:
     """Whether in the trials of study.best with a scale and the recipe's learning rate an angle of
     every loss with a margin compares like this with that of normalised softmax."""
     every = [run for of in load(STUDY, "margin-tuning", "mnist").values() for run in of]
@@ -104,10 +104,10 @@ def cannot_be_told(values: list[float]) -> bool:
     return len(values) > 2 and not sign(values)
 
 
-def of_the_sphere() -> dict[str, bool]:
+def claims_on_sphere() -> dict[str, bool]:
     """Of three-dimensional embeddings."""
     runs = load(STUDY, "sphere", "mnist")
-    w_ec, apart = (angle(runs, key) for key in ("w_ec", "inter_test"))
+    w_ec, apart = (mean_angle(runs, key) for key in ("w_ec", "inter_test"))
     return {
         "on the sphere ArcFace's centres are nearer to their classes, which are further apart": (
             w_ec["arcface"] < w_ec["softmax"] and apart["arcface"] > apart["softmax"]
@@ -138,7 +138,7 @@ def scale_and_margin(key: Callable[[dict[str, Any]], float]) -> dict[float, list
     return {s: [float(np.mean(of[m])) for m in sorted(of)] for s, of in sorted(found.items())}
 
 
-def of_scale_and_margin() -> dict[str, bool]:
+def claims_on_scale_and_margin() -> dict[str, bool]:
     """Of ArcFace on MNIST with every pair of a scale and a margin, m = 0 first."""
     within, between, w_ec = (
         scale_and_margin(angle_of(key)) for key in ("intra_test", "inter_test", "w_ec")
@@ -171,7 +171,7 @@ def of_scale_and_margin() -> dict[str, bool]:
     }
 
 
-def of_unseen_classes() -> dict[str, bool]:
+def claims_on_unseen_classes() -> dict[str, bool]:
     """Of the verification of classes that training never saw."""
     digits, objects = (unseen.records_of(STUDY, name) for name in unseen.SEEDS)
     vehicles = [unseen.by_seed(runs, 0, "eer") for runs in objects.values()]
@@ -236,7 +236,7 @@ def by_seen(key: str, kind: str) -> dict[tuple[str, float | None], dict[int, lis
     Args:
         kind: of seen.KINDS.
     """
-    found: dict[tuple[str, float | None], dict[int, list[float]]] = {of: {} for of in seen.LOSSES}
+    found: dict[tuple[str, float | None], dict[int, list[float]]] = {of: {} for of in seen.VARIANTS}
     for run in sorted(seen.load(STUDY, kind), key=lambda run: run["seed"]):
         of_loss = found[run["loss"], run["margin"]]
         of_loss.setdefault(run["seen"], []).append(100 * run["verification"][key])
@@ -281,12 +281,12 @@ def correlations_by_split(
     )
 
 
-def of_more_seen_classes() -> dict[str, bool]:
+def claims_on_more_seen_classes() -> dict[str, bool]:
     """Of two-digit numbers that training never saw, after 10 to 80 others, and of two digits."""
     eer, accepted = by_seen("eer", "numbers"), by_seen("tar_01", "numbers")
     digits = by_seen("eer", "digits")
-    plain, without, smaller, larger = seen.LOSSES
-    heads = seen.LOSSES[1:]
+    plain, without, smaller, larger = seen.VARIANTS
+    heads = seen.VARIANTS[1:]
 
     def below(one: dict[int, list[float]], other: dict[int, list[float]], n: int) -> bool:
         """Whether a figure is the lower one with every seed."""
@@ -337,7 +337,7 @@ def of_more_seen_classes() -> dict[str, bool]:
     }
 
 
-def of_the_collapse() -> dict[str, bool]:
+def claims_on_collapse() -> dict[str, bool]:
     """Of trainings with the margin whole from the first step, and of those where it rises."""
     runs = records.load_lines(STUDY / "collapse-cifar10.jsonl")
 
@@ -386,10 +386,10 @@ def lead(dataset: str, loss: str, kind: str, amount: int) -> list[float]:
 
 
 def damage(dataset: str, loss: str, kind: str, amount: int, key: str) -> list[float]:
-    """A figure of the damaged images, for each seed."""
+    """A measured value on damaged images, for each seed."""
     runs = corruption.records_of(STUDY, dataset)[loss]
     place = corruption.AMOUNTS[kind].index(amount)
-    return [float(value) for value in corruption.figures(runs, kind, key)[:, place]]
+    return [float(value) for value in corruption.values_of(runs, kind, key)[:, place]]
 
 
 def control(kind: str, amount: int) -> dict[str, float]:
@@ -399,7 +399,7 @@ def control(kind: str, amount: int) -> dict[str, float]:
     return found
 
 
-def of_damage() -> dict[str, bool]:
+def claims_on_damage() -> dict[str, bool]:
     """Of the nearest class mean on damaged images, by angle and by distance."""
     amounts = corruption.AMOUNTS
     half, brighter = (
@@ -445,9 +445,9 @@ def of_damage() -> dict[str, bool]:
     }
 
 
-def of_the_recipes() -> dict[str, bool]:
+def claims_on_recipes() -> dict[str, bool]:
     """Of the scripts' own runs, and of the trials that chose their settings."""
-    runs = [records.load_json(ROOT / f"figures/{name}/seeds.json") for name in seeds.DATASETS]
+    runs = [records.load_json(ROOT / f"figures/{name}/seeds.json") for name in seeds.SCRIPTS]
     within = [np.mean([run["angles"]["intra_test"] for run in of]) for of in runs]
     trials = records.load_lines(ROOT / "figures/tuning/cifar10.jsonl")
     ours, whole = (
@@ -469,7 +469,7 @@ def of_the_recipes() -> dict[str, bool]:
     }
 
 
-def of_the_margin_alone() -> dict[str, bool]:
+def claims_on_margin_alone() -> dict[str, bool]:
     """Of the scripts' own recipes with the margin and without."""
     mnist, cifar = (margin.runs(name) for name in margin.SETUPS)
     others = tuple(margin.OTHERS)
@@ -531,15 +531,15 @@ def of_the_margin_alone() -> dict[str, bool]:
 def all_claims() -> dict[str, bool]:
     """Whether the records bear each claim out."""
     parts: list[Callable[[], dict[str, Any]]] = [
-        of_the_best,
-        of_scale_and_margin,
-        of_the_sphere,
-        of_unseen_classes,
-        of_more_seen_classes,
-        of_the_collapse,
-        of_damage,
-        of_the_recipes,
-        of_the_margin_alone,
+        claims_on_best,
+        claims_on_scale_and_margin,
+        claims_on_sphere,
+        claims_on_unseen_classes,
+        claims_on_more_seen_classes,
+        claims_on_collapse,
+        claims_on_damage,
+        claims_on_recipes,
+        claims_on_margin_alone,
     ]
     return {name: bool(holds) for part in parts for name, holds in part().items()}
 
@@ -564,4 +564,4 @@ def check(report: str) -> None:
             wrong = "is used by no sentence"
         if wrong:
             what = f"The claim {name!r} {wrong}."
-            raise Problem(f"{what} Mend report.typ, or report/claims.py.")
+            raise Problem(f"{what} Correct report.typ, or report/claims.py.")

@@ -34,7 +34,7 @@ def numbers() -> dict[str, Any]:
         Problem: a record is missing or damaged.
     """
     with records.showing(ROOT / "figures"):
-        found: dict[str, Any] = {name: run_numbers(name) for name in seeds.DATASETS}
+        found: dict[str, Any] = {name: run_numbers(name) for name in seeds.SCRIPTS}
         markdown = {"results": seeds.table(), **margin.tables()}
         markdown |= best.tables(claims.STUDY) | unseen.tables(claims.STUDY)
         claims.check((ROOT / "report/report.typ").read_text(encoding="utf-8"))

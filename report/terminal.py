@@ -25,7 +25,7 @@ except ImportError as error:
 
 FOLDER = ROOT / "figures" / "terminal"
 COLUMNS, LINES = 96, 26
-INK, PAPER, GREY = "#1c1c1c", "#fafafa", "#d0d0d0"
+INK, BACKGROUND, GREY = "#1c1c1c", "#fafafa", "#d0d0d0"
 FONT = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSansMono.ttf"
 
 
@@ -80,7 +80,7 @@ def draw(recording: bytes, size: int = 26) -> Image.Image:
     font = ImageFont.truetype(str(FONT), size)
     width, height, edge = font.getlength("M"), round(1.2 * size), round(0.6 * size)
     shape = round(width * max(map(len, lines))) + 2 * edge, height * len(lines) + 2 * edge
-    picture = Image.new("RGB", shape, PAPER)
+    picture = Image.new("RGB", shape, BACKGROUND)
     pen = ImageDraw.Draw(picture)
     pen.rectangle((0, 0, picture.width - 1, picture.height - 1), outline=GREY, width=2)
     for place, line in enumerate(lines):

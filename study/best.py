@@ -27,9 +27,9 @@ from study.runs import Study, Task, outcome, train_and_draw
 from study.selection import ARCFACE, DATASETS, RunsByLoss, StudyRecord, collapsed, load
 from study.tables import ACCURACY_HEAD, accuracy_cells, angles_table, markdown, setting_cells
 
-PAPER, SMALL = "ArcFace, s = 64, m = 0.5", "ArcFace, s = 4, m = 0.1"
-# Of a search with a margin, times the recipe's scale. On MNIST they leave out a smaller scale that
-# study.tuning tried: ArcFace with it was more accurate on held-out images than all trials here.
+PAPER_SETTING, SMALL = "ArcFace, s = 64, m = 0.5", "ArcFace, s = 4, m = 0.1"
+# The scales that are tried with a margin, as multiples of the recipe's. On MNIST a smaller one is
+# missing, with which a trial of study.tuning was more accurate on held-out images than all here.
 SCALES = {"mnist": (1, 2, 4), "cifar10": (0.5, 1, 2)}
 SMALLER: dict[str, dict[str, Any]] = {"mnist": {"scale": 4.0, "margin": 0.1, "head_lr": 0.2}}
 COMPARED = {  # the losses, on each data set
@@ -96,8 +96,8 @@ def by_setting(run: StudyRecord) -> list[float]:
 
 
 def choose(study: Study, dataset: str) -> list[Task]:
-    """Each of COMPARED with the setting that its search chose, the paper's with its rate, and
-    SMALLER."""
+    """Make all searches. Returns a task for each of COMPARED with its best setting, one for the
+    paper's with its best rate, and SMALLER."""
     recipe = study.setup.recipe
     usual: dict[str, Any] = {"part": "margin-tuning", "dataset": dataset, "named_by": SETTINGS}
     usual |= {"epochs": recipe.epochs, "head_lr": recipe.learning_rates["head"]}
@@ -159,8 +159,8 @@ def tried(folder: Path, dataset: str) -> RunsByLoss:
     arcface = found.get("arcface", [])
     paper = [run for run in arcface if (run["scale"], run["margin"]) == (64.0, 0.5)]
     names = {LOSS_STYLE[loss][0]: found.get(loss, []) for loss in COMPARED[dataset]}
-    names |= {ARCFACE: [run for run in arcface if run not in paper], PAPER: paper}
-    budget = dict.fromkeys(names, BUDGET) | {PAPER: len(margin.RATES)}
+    names |= {ARCFACE: [run for run in arcface if run not in paper], PAPER_SETTING: paper}
+    budget = dict.fromkeys(names, BUDGET) | {PAPER_SETTING: len(margin.RATES)}
     return {
         name: sorted(of, key=by_setting) for name, of in names.items() if len(of) >= budget[name]
     }

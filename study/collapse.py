@@ -27,7 +27,7 @@ from study.unseen import classes_seen
 
 # Twelve epochs of that recipe were 720 steps, the first 72 of them its warm-up. It is the beginning
 # that matters: 120 steps are made, with the same warm-up, of which the last 30 have larger images.
-SHORT = replace(
+RECIPE = replace(
     arcface_cifar10.DEFAULT,
     network=arcface_cifar10.DEFAULT.network | {"residual": False},
     augmentation={"shift": 2, "hidden": 0, "sizes": [20, 20, 20, 28], "light": 0.0},
@@ -38,7 +38,7 @@ SHORT = replace(
     hardest=1.0,
     margin_warm_up=0.6,
 )
-SETUP = Setup(train=arcface_cifar10.train, recipe=SHORT, seeds=10)
+SETUP = Setup(train=arcface_cifar10.train, recipe=RECIPE, seeds=10)
 NAMED_BY = ("scale", "margin", "head_lr", "margin_warm_up", "seed")
 
 
@@ -51,12 +51,12 @@ def tasks() -> list[Task]:
         scale=12.0,
         margin=0.3,
         head_lr=0.25,
-        epochs=SHORT.epochs,
+        epochs=RECIPE.epochs,
         split=0,
         margin_warm_up=0.0,
         named_by=NAMED_BY,
     )
-    rising = replace(base, margin_warm_up=SHORT.margin_warm_up)
+    rising = replace(base, margin_warm_up=RECIPE.margin_warm_up)
     controls = [
         replace(base, margin=0.1),
         replace(base, margin=0.2),

@@ -115,8 +115,8 @@ def change(clean: Tensor, damaged: Tensor) -> dict[str, float]:
 def measure(
     trained: Trained, source: Data, precision: str, *, views: list[list[float]]
 ) -> dict[str, Any]:
-    """The training's outcome, and :func:`nearest_mean` and :func:`change` of the damaged test
-    images, for each kind by the amount."""
+    """The training's outcome, and what :func:`nearest_mean` and :func:`change` return for the test
+    images under each kind of damage, a list over its amounts."""
     embedded = evaluation.embed_both(trained.network, source, precision)
     train, (clean, labels) = embedded
     classes = range(len(source.classes))
@@ -191,10 +191,10 @@ def draw(folder: Path, dataset: str) -> plt.Figure:
         for runs, label, colour, marker in drawn:
             style = {"color": colour, "marker": marker, "markersize": 3.5}
             for metric, (name, line) in METRICS.items():
-                curves = 100 * figures(runs, kind, metric)
+                curves = 100 * values_of(runs, kind, metric)
                 draw_band(column[0], amounts, curves, ls=line, label=f"{label}, {name}", **style)
             for axis, key in zip(column[1:], ("turned", "length"), strict=True):
-                draw_band(axis, amounts, figures(runs, kind, key), **style)
+                draw_band(axis, amounts, values_of(runs, kind, key), **style)
         column[0].set(title=kind, xticks=amounts)
         column[2].set(xlabel=UNITS[kind])
     axes[0, 0].set(ylabel="accuracy, %", ylim=(0, 102))
@@ -209,7 +209,7 @@ def draw(folder: Path, dataset: str) -> plt.Figure:
     return figure
 
 
-def figures(runs: list[StudyRecord], kind: str, key: str) -> np.ndarray:
+def values_of(runs: list[StudyRecord], kind: str, key: str) -> np.ndarray:
     """A figure of each run by the amount, runs × amounts."""
     return np.array([[found[key] for found in run["corrupted"][kind]] for run in runs])
 
@@ -231,7 +231,7 @@ def table(folder: Path, dataset: str) -> str:
         for place in (0, 2, 4):
             cells = [kind, str(amounts[place])]
             for loss in LOSSES:
-                of = {key: figures(found[loss], kind, key)[:, place] for key in COLUMNS}
+                of = {key: values_of(found[loss], kind, key)[:, place] for key in COLUMNS}
                 of["euclidean"] = of["cosine"] - of["euclidean"]
                 cells += [
                     mean_ci(list(factor * of[key]), digits)

@@ -35,7 +35,7 @@ from experiment.training import Trained
 from study.runs import Setup, Study, Task, measure_angles, train_and_draw
 from study.selection import load
 
-PAPER = {  # the margins of the paper: name, arguments, colour, line
+PAPER_MARGINS = {  # the margins of the paper: name, arguments, colour, line
     "softmax, normalised": ({"m": 0.0}, LOSS_STYLE["norm-softmax"][1], "--"),
     "SphereFace (1.35, 0, 0)": ({"m": 0.0, "m1": 1.35}, LOSS_STYLE["sphereface"][1], "-."),
     "CosFace (1, 0, 0.35)": ({"m": 0.0, "m3": 0.35}, LOSS_STYLE["cosface"][1], (0, (5, 1))),
@@ -147,7 +147,7 @@ def fig4b() -> plt.Figure:
     """Target logit curves of all margins."""
     figure, axes = plt.subplots(figsize=(3.4, 3.0))
     degrees = np.linspace(20, 100, 321)
-    for name, (margins, colour, line) in PAPER.items():
+    for name, (margins, colour, line) in PAPER_MARGINS.items():
         logit = target_logit(np.radians(degrees), **margins)
         axes.plot(degrees, logit, color=colour, linestyle=line, label=name)
     axes.set(xlabel="angle θ to the own centre, in degrees", ylabel="target logit / s")

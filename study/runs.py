@@ -27,7 +27,7 @@ from study.tables import fill_file
 # on, and the precision; returns what is added to the record.
 Measure = Callable[[Trained, Data, str], dict[str, Any]]
 
-SHORT = {
+ABBREVIATIONS = {
     "scale": "s",
     "margin": "m",
     "head_lr": "lr",
@@ -79,7 +79,7 @@ class Task:
     @property
     def name(self) -> str:
         """Of its record: margin-mnist-arcface-seed0."""
-        values = {SHORT[key]: getattr(self, key) for key in self.named_by}
+        values = {ABBREVIATIONS[key]: getattr(self, key) for key in self.named_by}
         words = [f"{key}{value:g}" for key, value in values.items() if value is not None]
         return "-".join([self.part, self.dataset, self.loss, *words])
 

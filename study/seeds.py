@@ -30,8 +30,7 @@ from study.tables import fill_file, interval, markdown, mean_ci
 from study.yardstick import yardstick_seconds
 
 SCRIPTS = {"mnist": arcface_mnist, "cifar10": arcface_cifar10}
-DATASETS = tuple(SCRIPTS)
-RECIPES = (*DATASETS, *(f"{dataset}-best" for dataset in DATASETS))  # each a folder of figures/
+RECIPES = (*SCRIPTS, *(f"{dataset}-best" for dataset in SCRIPTS))  # each a folder of figures/
 WARM_UP_EPOCHS = 4  # of the training that loads a GPU's kernels: with it every size of image occurs
 
 
@@ -108,7 +107,7 @@ def headline(root: Path = ROOT) -> str:
     """The result in one line, for the top of the README, from the same records."""
     parts = []
     slow = records.load_json(root / "figures" / "benchmarks" / "float32.json")["seconds"]
-    for name in DATASETS:
+    for name in SCRIPTS:
         runs = load_runs(root / "figures" / name / "seeds.json", SCRIPTS[name].DEFAULT.dataset)
         minutes = interval([record["train_seconds"] / 60 for record in runs])[0]
         accuracy = f"**{means(runs)['mean']}%** on {runs[0]['dataset']}"
@@ -177,7 +176,9 @@ def run_seeds(
             shutil.rmtree(out)
 
 
-def prepare(script: ModuleType, words: list[str], source: Path | None, out: Path) -> run.Task:
+def prepare(
+    script: ModuleType, words: list[str], source: Path | None, out: Path
+) -> run.PreparedRun:
     """What is to be trained, as ``words`` on a script's command line say.
 
     Raises Problem if the data would be the synthetic stand-in.
@@ -194,7 +195,7 @@ def prepare(script: ModuleType, words: list[str], source: Path | None, out: Path
     return task
 
 
-def train(script: ModuleType, task: run.Task) -> run.Trained:
+def train(script: ModuleType, task: run.PreparedRun) -> run.Trained:
     """Train; go on from the checkpoint in the task's folder, where there is one."""
     resume = (task.out / "checkpoint.pt").exists()
     return script.train(task.recipe, task.settings, task.data, task.out, resume)

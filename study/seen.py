@@ -40,7 +40,7 @@ DRAWN = {  # losses and margins; their names, colours and markers
     ("arcface", 0.1): ("ArcFace, m = 0.1", ORANGE, "^"),
     ("arcface", 0.3): ("ArcFace, m = 0.3", RED, "D"),
 }
-LOSSES = tuple(DRAWN)
+VARIANTS = tuple(DRAWN)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +104,7 @@ def compose(
     return torch.cat(parts, dim=2), torch.from_numpy(label)
 
 
-def only(source: Data, kind: Kind, classes: list[tuple[int, ...]]) -> Data:
+def make_data(source: Data, kind: Kind, classes: list[tuple[int, ...]]) -> Data:
     """Training and test images of these classes, made of MNIST's training and test digits."""
     images, labels = source.train_images, source.train_labels
     train = compose(images, labels, classes, kind.images, seed=0)
@@ -123,12 +123,12 @@ def compute(folder: Path, data_folder: Path) -> None:
     source = data.load("MNIST", data_folder)
     for name, kind in KINDS.items():
         setup = Setup(train=arcface_mnist.train, recipe=kind.recipe)
-        total = SEEDS * len(kind.seen) * len(LOSSES)
+        total = SEEDS * len(kind.seen) * len(VARIANTS)
         study = Study(folder, setup, source, total)
-        unseen = only(source, kind, kind.order[: kind.unseen])
+        unseen = make_data(source, kind, kind.order[: kind.unseen])
         for seed, seen in itertools.product(range(SEEDS), kind.seen):
-            shown = only(source, kind, kind.order[kind.unseen :][:seen])
-            for loss, margin in LOSSES:
+            shown = make_data(source, kind, kind.order[kind.unseen :][:seen])
+            for loss, margin in VARIANTS:
                 plain = loss == "softmax"
                 task = Task(
                     part=f"seen-{name}",

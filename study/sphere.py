@@ -29,7 +29,7 @@ from experiment.training import Classifier, Trained
 from study.runs import Setup, Study, Task, measure_angles, train_and_draw
 
 RECIPE = replace(arcface_mnist.DEFAULT, hardest=1.0, epochs=6)  # all images in every epoch
-DRAWN = {"softmax": (None, None), "arcface": (16.0, 0.2)}  # s and m of each loss
+SETTINGS = {"softmax": (None, None), "arcface": (16.0, 0.2)}  # s and m of each loss
 STEPS = (1, 30, 120)  # what is drawn besides the end: before these steps
 SHOWN = 1000  # test images
 
@@ -86,8 +86,8 @@ def compute(folder: Path, data_folder: Path) -> None:
     """Train what has no record yet."""
     watched, source = Watched(), data.load("MNIST", data_folder)
     setup = Setup(train=watched.train, recipe=RECIPE)
-    study = Study(folder, setup, source, len(DRAWN))
-    for loss, (scale, margin) in DRAWN.items():
+    study = Study(folder, setup, source, len(SETTINGS))
+    for loss, (scale, margin) in SETTINGS.items():
         task = Task(
             part="sphere",
             dataset="mnist",
@@ -108,7 +108,7 @@ def compute(folder: Path, data_folder: Path) -> None:
 def draw(folder: Path) -> plt.Figure:
     """A row for each loss: one half of the sphere at each moment, and the other half at the end."""
     runs = records.load_lines(folder / "sphere-mnist.jsonl")
-    if {run["loss"] for run in runs} != DRAWN.keys():
+    if {run["loss"] for run in runs} != SETTINGS.keys():
         raise Problem("study.sphere has not trained with both losses yet. Run it without options.")
     titles = [f"before step {step}" for step in STEPS] + ["at the end", "the end, from behind"]
     figure, axes = plt.subplots(len(runs), len(titles), figsize=(6.3, 2.75))

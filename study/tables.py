@@ -55,7 +55,7 @@ def paired_ratio(ours: list[float], theirs: list[float]) -> tuple[float, float, 
 def mean_ci(values: list[float], digits: int) -> str:
     """A mean with its interval, to so many digits: 99.70 ± 0.04.
 
-    Of two values an interval would say little: both are given, as one is. A dash stands for none.
+    Fewer than three values are printed as they are; a dash stands for none.
     """
     if len(values) < 3:
         text = ", ".join(f"{value:z.{digits}f}" for value in values) or "–"

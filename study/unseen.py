@@ -28,7 +28,7 @@ from study.tables import markdown, mean_ci
 SEEDS = {"mnist": 5, "cifar10": 2}
 LOSSES = ("softmax", "norm-softmax", "cosface", "arcface")
 SPLITS, SEEN = 3, 6  # choices of the classes, and how many of them are trained on
-FIGURES = {  # of the tables
+COLUMNS = {  # of the tables
     "eer": "EER, %",
     "accuracy": "10-fold accuracy, %",
     "tar_1": "TAR at FAR 1%, %",
@@ -63,11 +63,11 @@ def compute(folder: Path, data_folder: Path) -> None:
         for seed in range(seeds):
             for split in range(SPLITS):
                 for task in chosen:
-                    verify(study, replace(task, seed=seed, split=split))
+                    train_and_verify(study, replace(task, seed=seed, split=split))
         study.bar.close()
 
 
-def verify(study: Study, task: Task) -> dict[str, Any]:
+def train_and_verify(study: Study, task: Task) -> dict[str, Any]:
     """The record of a task: trained on the classes of its split, judged on the others."""
     source, seen = study.source, classes_seen(task.split or 0)
     unseen = source.select_classes([k for k in range(len(source.classes)) if k not in seen])
@@ -126,12 +126,12 @@ def table(folder: Path, dataset: str) -> str:
     for split in (*sorted(names), None):
         for loss, runs in found.items():
             label = "mean over the choices" if split is None else ", ".join(names[split])
-            values = {key: list(by_seed(runs, split, key).values()) for key in FIGURES}
+            values = {key: list(by_seed(runs, split, key).values()) for key in COLUMNS}
             cells = [mean_ci(of, 1) for of in values.values()]
             own = loss == "arcface"
             cells.insert(1, "–" if own else mean_ci(difference(found, loss, split), 1))
             lines.append([label, LOSS_STYLE[loss][0], str(len(values["eer"])), *cells])
-    eer, *others = FIGURES.values()
+    eer, *others = COLUMNS.values()
     head = ["unseen classes", "loss", "seeds", eer, "EER minus ArcFace's, points", *others]
     return markdown(head, lines)
 

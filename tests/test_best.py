@@ -107,7 +107,7 @@ def test_what_is_chosen_is_trained_with_every_seed_and_nothing_twice(tmp_path):
     found = best.runs(tmp_path, "mnist")
     assert list(found) == [
         *(best.LOSS_STYLE[loss][0] for loss in best.LOSSES),
-        best.PAPER,
+        best.PAPER_SETTING,
         best.SMALL,
     ]
     assert [[run["seed"] for run in of] for of in found.values()] == [[0, 1]] * 8
@@ -129,7 +129,7 @@ def test_an_unfinished_search_is_neither_shown_nor_compared(tmp_path):
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:-1]))
     assert best.runs(tmp_path, "mnist") == {}
-    assert best.PAPER not in best.tried(tmp_path, "mnist")
+    assert best.PAPER_SETTING not in best.tried(tmp_path, "mnist")
     assert list(best.tables(tmp_path)) == ["best-search-mnist"]
     assert best.tables(Path("/nowhere")) == {}
 
@@ -151,8 +151,10 @@ def test_a_setting_that_always_collapses_is_shown_as_such(tmp_path):
     study = FakeStudy(tmp_path, lambda task: 0.1 if task.scale == 64 else closeness(task))
     best.compare(study, "mnist")
     marked = best.tables(tmp_path)
-    assert f"| {best.PAPER} | **64 / 0.5 / 0.05: collapsed** |" in marked["best-search-mnist"]
-    assert f"| {best.PAPER} | 64 | 0.5 | 0.05 | 0 | – | – | – | – |" in marked["best-mnist"]
+    assert (
+        f"| {best.PAPER_SETTING} | **64 / 0.5 / 0.05: collapsed** |" in marked["best-search-mnist"]
+    )
+    assert f"| {best.PAPER_SETTING} | 64 | 0.5 | 0.05 | 0 | – | – | – | – |" in marked["best-mnist"]
 
 
 def test_arcface_with_a_smaller_scale_had_the_highest_accuracy_on_held_out_images():
@@ -176,7 +178,7 @@ def test_the_records_on_disk_are_those_of_the_whole_comparison(monkeypatch):
     monkeypatch.setattr(study, "run", lambda task, source, measure: known.pop(task.name))
     best.compare(study, "mnist")  # anything else that it would train is a KeyError
     assert not known
-    assert {len(of) for of in best.runs(FOLDER, "mnist").values()} == {10}
+    assert {len(of) for of in best.runs(FOLDER, "mnist").values()} == {study.setup.seeds}
 
 
 @pytest.mark.parametrize("dataset", best.COMPARED)

@@ -20,7 +20,7 @@ def test_with_and_without_the_rise_differ_in_nothing_else():
 
 def test_the_warm_up_is_that_of_the_longer_trainings():
     """72 steps, a tenth of twelve epochs of 30,000 images."""
-    recipe = collapse.SHORT
+    recipe = collapse.RECIPE
     steps = 30_000 // recipe.batch_size
     assert recipe.warm_up * recipe.epochs * steps == pytest.approx(72)
     assert 0.1 * 12 * steps == pytest.approx(72)

@@ -123,7 +123,7 @@ def test_every_loss_and_seed_is_trained_and_the_control_once(tmp_path, monkeypat
 
 def test_without_records_the_command_says_so(tmp_path, capsys):
     assert corruption.main(["--figures-only"], tmp_path) == 1
-    assert "no records of study.corruption on MNIST" in capsys.readouterr().err
+    assert "study.corruption has no seed yet, on MNIST" in capsys.readouterr().err
 
 
 def write(folder, part, loss, seed, values):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from experiment import errors
-from experiment.errors import Elsewhere, Finished, Problem, exit_status
+from experiment.errors import Finished, Problem, ReportedElsewhere, exit_status
 from experiment.records import ROOT
 
 
@@ -31,7 +31,7 @@ def raising(error):
     ("error", "status", "out", "err"),
     [
         (Problem("Bad\nvalue."), 1, "", "error: Bad value.\n"),
-        (Elsewhere("Rank 0 says it."), 1, "", ""),
+        (ReportedElsewhere("Rank 0 says it."), 1, "", ""),
         (Finished("Nothing to do."), 0, "Nothing to do.\n", ""),
         (
             KeyboardInterrupt(),

@@ -145,7 +145,7 @@ def test_the_command_of_a_record_names_torchrun(environment, world, local, expec
 RANKS = """
 import os, time
 from experiment import machine
-from experiment.errors import Elsewhere, Problem
+from experiment.errors import ReportedElsewhere, Problem
 machine.join_processes(gpu=False)
 rank, world = machine.rank_and_processes()
 assert world == 2
@@ -166,7 +166,7 @@ assert machine.from_rank_0(f"value of {rank}") == "value of 0"
 try:
     machine.first_on_rank_0(fail)
 except Problem as problem:
-    assert isinstance(problem, Elsewhere) == (rank == 1)
+    assert isinstance(problem, ReportedElsewhere) == (rank == 1)
 else:
     raise AssertionError("no problem")
 machine.dist.barrier()

@@ -27,10 +27,10 @@ def close_figures():
     plt.close("all")
 
 
-@pytest.mark.parametrize("name", paper.PAPER)
+@pytest.mark.parametrize("name", paper.PAPER_MARGINS)
 def test_target_logits_are_the_paper_s_formula(name):
     """cos(m1·θ + m2) − m3 (eq. 4), where m1·θ + m2 is at most π."""
-    margins = {"m1": 1.0, "m": 0.0, "m3": 0.0} | paper.PAPER[name][0]
+    margins = {"m1": 1.0, "m": 0.0, "m3": 0.0} | paper.PAPER_MARGINS[name][0]
     theta = np.linspace(0.01, 2.2, 50)
     inside = margins["m1"] * theta + margins["m"] <= math.pi
     expected = np.cos(margins["m1"] * theta + margins["m"]) - margins["m3"]

@@ -165,7 +165,7 @@ def test_claims_follow_the_records(tmp_path, monkeypatch):
     for run in runs:
         records.append_line(tmp_path / "collapse-cifar10.jsonl", run | {"mean_theta": calm})
     monkeypatch.setattr(claims, "STUDY", tmp_path)
-    found = claims.of_the_collapse()
+    found = claims.claims_on_collapse()
     assert not found["ten of ten turn away, none of ten where the margin rises"]
     assert not found["neither a lower nor a higher learning rate of the head prevents it"]
     assert found["with the rise m = 0.5 does not turn away"]
@@ -173,7 +173,7 @@ def test_claims_follow_the_records(tmp_path, monkeypatch):
 
 def test_nothing_is_claimed_of_losses_without_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(claims, "STUDY", tmp_path)
-    found = claims.of_the_best()
+    found = claims.claims_on_best()
     assert len(found) > 5 and not any(found.values())
     assert not claims.cannot_be_told([]) and not claims.cannot_be_told([0.1, -0.1])
     assert claims.cannot_be_told([0.1, -0.1, 0.05]) and not claims.cannot_be_told([1, 1.1, 1])

@@ -108,7 +108,7 @@ def evaluated(small_data):
         mean_theta=torch.rand(30),
         seconds=3.0,
     )
-    task = run.Task(
+    task = run.PreparedRun(
         recipe=recipe,
         settings=settings(),
         data=source,

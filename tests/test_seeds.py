@@ -34,13 +34,13 @@ def record(seed=0, **values):
 def test_the_readme_has_the_table_and_the_headline_of_the_records():
     assert tables.fill(README, "results", seeds.table()) == README
     assert tables.fill(README, "headline", seeds.headline()) == README
-    for name in seeds.DATASETS:
+    for name in seeds.SCRIPTS:
         runs = load(name)
         mean = sum(100 * run["test_accuracy"] for run in runs) / len(runs)
         assert f"**{mean:.2f} ± " in seeds.table() and f"**{mean:.2f} ± " in seeds.headline()
 
 
-@pytest.mark.parametrize("name", seeds.DATASETS)
+@pytest.mark.parametrize("name", seeds.SCRIPTS)
 def test_the_scripts_state_what_the_records_say(name):
     runs = load(name)
     stated = " ".join((importlib.import_module(f"arcface_{name}").__doc__ or "").split())
@@ -92,7 +92,7 @@ def test_recipes_and_machines_have_rows_of_their_own(tmp_path):
 
 
 def test_the_table_is_written_into_the_readme(tmp_path):
-    for name in seeds.DATASETS:
+    for name in seeds.SCRIPTS:
         of = {"dataset": seeds.SCRIPTS[name].DEFAULT.dataset, "train_seconds": 90.0}
         runs = [record(seed, **of) for seed in range(3)]
         records.save_json(tmp_path / f"figures/{name}/seeds.json", runs)

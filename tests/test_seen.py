@@ -52,8 +52,8 @@ def test_unseen_classes_are_never_trained_on(name):
         labels[200:],
         {},
     )
-    shown = seen.only(training, kind, order[kind.unseen :][: kind.seen[0]])
-    verified = seen.only(training, kind, order[: kind.unseen])
+    shown = seen.make_data(training, kind, order[kind.unseen :][: kind.seen[0]])
+    verified = seen.make_data(training, kind, order[: kind.unseen])
     assert not set(shown.classes) & set(verified.classes)
     assert len(shown.train_labels) == kind.images
     assert np.ptp(np.bincount(shown.train_labels)) <= 1
@@ -80,7 +80,9 @@ def test_unseen_classes_are_verified_by_the_network(small_data, tmp_path, monkey
     """The error rates of a network whose embeddings tell nothing are those of chance."""
     monkeypatch.setattr(seen, "TEST_IMAGES", 100)
     kind = replace(seen.KINDS["numbers"], images=600)
-    shown, verified = (seen.only(small_data["MNIST"], kind, kind.order[k : k + 5]) for k in (20, 0))
+    shown, verified = (
+        seen.make_data(small_data["MNIST"], kind, kind.order[k : k + 5]) for k in (20, 0)
+    )
     trained = train(arcface_mnist, tiny(arcface_mnist, hardest=1.0), shown, tmp_path)
     found = seen.measure(trained, shown, "float32", unseen=verified)
     assert {"eer", "tar_1", "tar_01"} == set(found["verification"])
@@ -93,7 +95,7 @@ def test_unseen_classes_are_verified_by_the_network(small_data, tmp_path, monkey
 
 def test_the_picture_has_the_means_over_the_seeds(tmp_path):
     for n in (10, 80):
-        for loss, margin in seen.LOSSES:
+        for loss, margin in seen.VARIANTS:
             for seed, eer in ((0, 0.02), (1, 0.04)):
                 run = {"loss": loss, "margin": margin, "seed": seed, "seen": n}
                 run |= {"test_accuracy": 0.99, "verification": {"eer": eer / n * 10}}

@@ -59,10 +59,10 @@ def test_images_never_seen_are_taken_before_all_others():
 
 def test_learning_rate_rises_and_falls_linearly():
     """Ten steps, two of them warm-up: thirds while it rises, eighths while it falls."""
-    factors = [training.learning_rate(step, 10, 0.2) for step in range(10)]
+    factors = [training.rate_factor(step, 10, 0.2) for step in range(10)]
     rise, fall = [1 / 3, 2 / 3], [1.0, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8]
     assert factors == pytest.approx(rise + fall)
-    assert training.learning_rate(0, 10, 0.0) == 1
+    assert training.rate_factor(0, 10, 0.0) == 1
 
 
 def test_the_margin_rises_linearly_to_all_of_it():

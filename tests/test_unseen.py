@@ -78,7 +78,7 @@ def test_a_network_is_judged_on_the_classes_that_it_was_not_trained_on(tmp_path)
     usual = {"scale": 8.0, "margin": 0.1, "head_lr": 0.1, "epochs": 1}
     for split in range(unseen.SPLITS):
         task = Task(part="unseen", dataset="mnist", loss="arcface", split=split, **usual)
-        found = unseen.verify(study, task)["verification"]
+        found = unseen.train_and_verify(study, task)["verification"]
         seen = {str(k) for k in unseen.classes_seen(split)}
         assert set(shown[-1].classes) == seen and len(seen) == 6
         assert set(found["unseen"]) == set(digits.classes) - seen
@@ -152,5 +152,5 @@ def test_pairs_are_shares_of_all_of_a_kind(folder):
 
 
 def test_without_records_one_line_says_what_to_do(tmp_path):
-    with pytest.raises(Problem, match=r"study\.unseen on MNIST"):
+    with pytest.raises(Problem, match=r"study.unseen has no seed yet, on MNIST"):
         unseen.table(tmp_path, "mnist")
