@@ -345,7 +345,7 @@ def download(source: Source, folder: Path, missing: list[str], timeout: float) -
             f"{source.name} is not in {folder} and could not be downloaded ({problem}). "
             f"Missing or incomplete: {', '.join(missing)}. Get them on another machine from "
             f"{source.archives[0].urls[0].rsplit('/', 1)[0]}/ (unpacked) and put them under "
-            f"{folder}, name the folder that has them with --data, or try --data synthetic."
+            f"{folder}, or name the folder that has them with --data."
         ) from problem
     except OSError as error:
         raise Problem(f"--data {folder} cannot be written: {unwritable(error)}") from error

@@ -206,10 +206,10 @@ def reading(path: Path, remedy: str) -> Iterator[None]:
         raise
     except FileNotFoundError as error:
         raise Problem(f"{path} does not exist. {remedy}") from error
-    except OSError as error:
-        check = " Check its permissions." if isinstance(error, PermissionError) else ""
-        raise Problem(f"{path} cannot be read: {reason(error)}.{check}") from error
     except Exception as error:  # a damaged file can make a reader raise almost anything
+        if isinstance(error, OSError) and error.errno is not None:  # the system's, not a reader's
+            check = " Check its permissions." if isinstance(error, PermissionError) else ""
+            raise Problem(f"{path} cannot be read: {reason(error)}.{check}") from error
         if out_of_memory(error):
             raise Problem(f"{path} does not fit into memory.") from error
         what = "is damaged, or not a file that this program wrote"

@@ -183,10 +183,10 @@ def load_data(name: str, wanted: Path | None) -> data.Data:
         try:
             return data.load(name, folder)
         except data.DownloadFailed as problem:
-            if wanted is not None or any(
-                (folder / file).exists() for file in data.SOURCES[name].files
-            ):
-                raise
+            paths = (folder / file for file in data.SOURCES[name].files)
+            if wanted is not None or any(path.exists() for path in paths):
+                hint = f"{problem} Or see the program work with --data synthetic."
+                raise data.DownloadFailed(hint) from problem
             print(problem, flush=True)
             return None
 

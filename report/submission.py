@@ -22,7 +22,9 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 try:
+    import experiment.errors  # noqa: F401, I001  first: Ctrl-C during the other imports is one line
     import typst
+    from PIL import Image
 
     from experiment import records
     from experiment.errors import Problem, exit_status
@@ -114,10 +116,19 @@ def compile_report(
     try:
         return compile_pdf(source, sys_inputs=inputs)
     except RuntimeError as error:  # typst's, which has a diagnostic, or of a file that is missing
+        check_pictures()
         place = re.search(r"\S+\.typ:\d+(?=:)", getattr(error, "diagnostic", ""))
         where = place[0] if place else "report/report.typ"
         message = " ".join(str(error).split())
         raise Problem(f"The report cannot be compiled: {where}: {message}.") from error
+
+
+def check_pictures() -> None:
+    """Raise Problem if a picture that report.typ shows is missing or damaged."""
+    text = (HERE / "report.typ").read_text(encoding="utf-8")
+    for path in (ROOT / "figures" / name for name in re.findall(r'"([\w/-]+\.png)"', text)):
+        with records.reading(path, "Restore it, or draw it again."), Image.open(path) as picture:
+            picture.load()
 
 
 def build(pdf: Path, author: Author, date: datetime.date | None = None) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 try:
+    import experiment.errors  # noqa: F401, I001  first: Ctrl-C during the other imports is one line
     import matplotlib
     import pyte
     from PIL import Image, ImageDraw, ImageFont

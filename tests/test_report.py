@@ -157,6 +157,19 @@ def test_a_report_with_a_wrong_claim_is_not_built(known, message, monkeypatch):
         claims.check('#claim("one")[It is so.] And #claim("two")[that too.]')
 
 
+def test_a_damaged_picture_is_named(tmp_path, monkeypatch):
+    whole = (ROOT / "figures/mnist/loss.png").read_bytes()
+    (tmp_path / "figures").symlink_to(ROOT / "figures")
+    monkeypatch.setattr(submission, "ROOT", tmp_path)
+    submission.check_pictures()
+    (tmp_path / "figures").unlink()
+    for name in re.findall(r'"([\w/-]+\.png)"', SOURCE):
+        (tmp_path / "figures" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "figures" / name).write_bytes(whole[:-2000] if "sphere" in name else whole)
+    with pytest.raises(Problem, match=r"sphere.png is damaged"):
+        submission.check_pictures()
+
+
 def test_claims_follow_the_records(tmp_path, monkeypatch):
     """With CosFace's angles in the place of ArcFace's nothing turns away, and the claims say so."""
     folder = records.ROOT / "figures/study"
