@@ -43,21 +43,27 @@ def claims_on_best() -> dict[str, bool]:
     """Of each loss with the best of its settings, on MNIST."""
     found, searches = best.runs(STUDY, "mnist"), best.tried(STUDY, "mnist")
     gaps = {name: differences(found, name) for name in found if name != ARCFACE}
-    means = {name: float(np.mean([run["accuracy"] for run in of])) for name, of in found.items()}
-    images = {name: [10_000 * run["test_accuracy"] for run in of] for name, of in searches.items()}
-    apart = {name: round(float(np.ptp(of))) for name, of in images.items()}
-    compact = {name: [run["angles"]["intra_test"] for run in of] for name, of in found.items()}
+    means = {
+        name: float(np.mean([run["accuracy"] for run in group])) for name, group in found.items()
+    }
+    images = {
+        name: [10_000 * run["test_accuracy"] for run in group] for name, group in searches.items()
+    }
+    apart = {name: round(float(np.ptp(group))) for name, group in images.items()}
+    compact = {
+        name: [run["angles"]["intra_test"] for run in group] for name, group in found.items()
+    }
 
     def extreme(key: str, choose: Callable[[list[float]], float]) -> set[str]:
         """The losses, without ArcFace's other settings, that have the smallest or largest angle
         with one of the seeds."""
         angles = {
-            name: [run["angles"][key] for run in of]
-            for name, of in found.items()
+            name: [run["angles"][key] for run in group]
+            for name, group in found.items()
             if name not in (best.PAPER_SETTING, best.SMALL)
         }
-        ends = [choose(list(of)) for of in zip(*angles.values(), strict=True)]
-        return {name for name, of in angles.items() if any(map(np.equal, of, ends))}
+        ends = [choose(list(group)) for group in zip(*angles.values(), strict=True)]
+        return {name for name, group in angles.items() if any(map(np.equal, group, ends))}
 
     return {
         "each at its best: no loss can be told from ArcFace": len(gaps) == 7
@@ -91,7 +97,7 @@ def claims_on_best() -> dict[str, bool]:
 def trials_agree(scale: float, key: str, compare: Callable[[float, float], bool]) -> bool:
     """Whether in the trials of study.best with a scale and the recipe's learning rate an angle of
     every loss with a margin compares like this with that of normalised softmax."""
-    every = [run for of in load(STUDY, "margin-tuning", "mnist").values() for run in of]
+    every = [run for group in load(STUDY, "margin-tuning", "mnist").values() for run in group]
     rate = margin.SETUPS["mnist"].recipe.learning_rates["head"]
     runs = [run for run in every if (run["scale"], run["head_lr"]) == (scale, rate)]
     (without,) = (run["angles"][key] for run in runs if run["loss"] == "norm-softmax")
@@ -135,7 +141,10 @@ def scale_and_margin(key: Callable[[dict[str, Any]], float]) -> dict[float, list
     found: dict[float, dict[float, list[float]]] = {}
     for run in records.load_lines(STUDY / "scale-margin-mnist.jsonl"):
         found.setdefault(run["scale"], {}).setdefault(run["margin"], []).append(key(run))
-    return {s: [float(np.mean(of[m])) for m in sorted(of)] for s, of in sorted(found.items())}
+    return {
+        s: [float(np.mean(by_margin[m])) for m in sorted(by_margin)]
+        for s, by_margin in sorted(found.items())
+    }
 
 
 def claims_on_scale_and_margin() -> dict[str, bool]:
@@ -186,7 +195,7 @@ def claims_on_unseen_classes() -> dict[str, bool]:
     def behind(head: str) -> int:
         """How often a loss has more errors than normalised softmax on CIFAR-10's choices."""
         pairs = [unseen.difference(objects, head, k, "norm-softmax") for k in range(unseen.SPLITS)]
-        return sum(value > 0 for of in pairs for value in of)
+        return sum(value > 0 for values in pairs for value in values)
 
     return {
         "unseen digits: in the mean softmax has fewer errors than all others": all(
@@ -205,7 +214,8 @@ def claims_on_unseen_classes() -> dict[str, bool]:
             for split in (*range(unseen.SPLITS), None)
         ),
         "a network of animals tells vehicles apart hardly better than by chance": all(
-            list(of) == [0, 1] and 40 < min(of.values()) <= max(of.values()) < 50 for of in vehicles
+            list(rates) == [0, 1] and 40 < min(rates.values()) <= max(rates.values()) < 50
+            for rates in vehicles
         ),
         "on CIFAR-10 softmax has the lowest error rate in the mean, with both seeds": all(
             max(unseen.difference(objects, plain, None, to=head)) < 0 for head in heads
@@ -236,7 +246,9 @@ def by_seen(key: str, kind: str) -> dict[tuple[str, float | None], dict[int, lis
     Args:
         kind: of seen.KINDS.
     """
-    found: dict[tuple[str, float | None], dict[int, list[float]]] = {of: {} for of in seen.VARIANTS}
+    found: dict[tuple[str, float | None], dict[int, list[float]]] = {
+        variant: {} for variant in seen.VARIANTS
+    }
     for run in sorted(seen.load(STUDY, kind), key=lambda run: run["seed"]):
         of_loss = found[run["loss"], run["margin"]]
         of_loss.setdefault(run["seen"], []).append(100 * run["verification"][key])
@@ -292,14 +304,15 @@ def claims_on_more_seen_classes() -> dict[str, bool]:
         """Whether a figure is the lower one with every seed."""
         return all(a < b for a, b in zip(one[n], other[n], strict=True))
 
-    def to_none(of: tuple[str, float | None], n: int) -> int:
+    def to_none(variant: tuple[str, float | None], n: int) -> int:
         """The sign of the paired difference to no margin; 0 if its interval contains 0."""
-        return sign([a - b for a, b in zip(eer[of][n], eer[without][n], strict=True)])
+        return sign([a - b for a, b in zip(eer[variant][n], eer[without][n], strict=True)])
 
-    signs = {name: signs_of(of) for name, of in correlations_by_seen("numbers").items()}
+    signs = {name: signs_of(rho) for name, rho in correlations_by_seen("numbers").items()}
     return {
         "the more numbers are seen, the lower the error rate on others, for every loss": all(
-            (np.diff([np.mean(of[n]) for n in sorted(of)]) < 0).all() for of in eer.values()
+            (np.diff([np.mean(rates[n]) for n in sorted(rates)]) < 0).all()
+            for rates in eer.values()
         ),
         "after 10 numbers softmax has the lowest error rate, with every seed": all(
             below(eer[plain], eer[head], 10) for head in heads
@@ -319,7 +332,7 @@ def claims_on_more_seen_classes() -> dict[str, bool]:
             below(digits[plain], digits[head], n) for head in heads for n in (4, 6, 8)
         ),
         "after 8 digits every loss has more errors than after 6, with every seed": all(
-            a < b for of in digits.values() for a, b in zip(of[6], of[8], strict=True)
+            a < b for rates in digits.values() for a, b in zip(rates[6], rates[8], strict=True)
         ),
         "from 20 numbers on softmax accepts the fewest pairs at few false ones": all(
             below(accepted[plain], accepted[head], n) for head in heads for n in (20, 40, 80)
@@ -448,7 +461,7 @@ def claims_on_damage() -> dict[str, bool]:
 def claims_on_recipes() -> dict[str, bool]:
     """Of the scripts' own runs, and of the trials that chose their settings."""
     runs = [records.load_json(ROOT / f"figures/{name}/seeds.json") for name in seeds.SCRIPTS]
-    within = [np.mean([run["angles"]["intra_test"] for run in of]) for of in runs]
+    within = [np.mean([run["angles"]["intra_test"] for run in group]) for group in runs]
     trials = records.load_lines(ROOT / "figures/tuning/cifar10.jsonl")
     ours, whole = (
         [run["accuracy"] for run in trials if run["trial"] == name]
@@ -481,7 +494,7 @@ def claims_on_margin_alone() -> dict[str, bool]:
 
     def wider(found: RunsByLoss, name: str, than: str) -> bool:
         """Whether the classes of a loss are the wider ones with every seed that both have."""
-        one, other = (by_seed(found, of, "intra_test") for of in (name, than))
+        one, other = (by_seed(found, which, "intra_test") for which in (name, than))
         common = one.keys() & other.keys()
         return bool(common) and all(one[seed] > other[seed] for seed in common)
 
@@ -516,11 +529,12 @@ def claims_on_margin_alone() -> dict[str, bool]:
             softmax_is_equal and equal(larger, ARCFACE)
         ),
         "CIFAR-10's own recipe: on one machine none can be told from another": (
-            len({run["device_name"] for of in one_machine for run in cifar[of]}) == 1
+            len({run["device_name"] for which in one_machine for run in cifar[which]}) == 1
             and all(equal(*pair) for pair in (*pairs, (softmax, without)))
         ),
         "CIFAR-10's own recipe: the margin makes classes more compact": all(
-            wider(cifar, without, of) and wider(cifar, of, larger) for of in (ARCFACE, margin.AGAIN)
+            wider(cifar, without, which) and wider(cifar, which, larger)
+            for which in (ARCFACE, margin.AGAIN)
         ),
         "both own recipes: softmax leaves the classes closest together": (
             closest(mnist) and closest(cifar)

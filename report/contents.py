@@ -136,7 +136,9 @@ def grid_numbers() -> dict[str, Any]:
     return {
         "inter": {str(s): f"{values[0]:.1f}°" for s, values in between.items()},
         "inter_largest": {str(s): f"{values[-1]:.1f}°" for s, values in between.items()},
-        "paper": [f"{of[64][paper]:.{d}f}" for of, d in ((accuracy, 2), (within, 1), (between, 1))],
+        "paper": [
+            f"{values[64][paper]:.{d}f}" for values, d in ((accuracy, 2), (within, 1), (between, 1))
+        ],
         "ends": [f"{min(every):.2f}", f"{max(every):.2f}"],
     }
 
@@ -148,7 +150,7 @@ def unseen_numbers() -> dict[str, Any]:
     found: dict[str, Any] = {"cosface": f"{digits['cosface'][0]['margin']:g}"}
     for start, heads in (("rho", False), ("heads", True)):
         of_angles = claims.correlations_by_split("mnist", heads)
-        found |= {f"{start}_{key}": rounded(of) for key, of in of_angles.items()}
+        found |= {f"{start}_{key}": rounded(rho) for key, rho in of_angles.items()}
     return found
 
 
@@ -163,14 +165,14 @@ def seen_numbers() -> dict[str, list[str]]:
     for name, start in (("numbers", ""), ("digits", "digits_")):
         eer = claims.by_seen("eer", name)
         for n in seen.KINDS[name].seen:
-            found[f"{start}{n}"] = [f"{np.mean(of[n]):.1f}" for of in eer.values()]
+            found[f"{start}{n}"] = [f"{np.mean(rates[n]):.1f}" for rates in eer.values()]
         for key, rho in claims.correlations_by_seen(name).items():
             found[f"{start}rho_{key}"] = rounded(rho)
     found["digits_rho_heads"] = rounded(claims.correlations_by_seen("digits", heads=True)["Inter"])
     _, without, *margins = claims.by_seen("eer", "numbers").values()
     found["lower"] = [
-        tables.mean_ci([a - b for a, b in zip(without[80], of[80], strict=True)], 2)
-        for of in margins
+        tables.mean_ci([a - b for a, b in zip(without[80], rates[80], strict=True)], 2)
+        for rates in margins
     ]
     return found
 
@@ -185,10 +187,10 @@ def damage_numbers() -> dict[str, Any]:
     embeddings, and by how many points the angle leads under it, or the distance with softmax under
     noise; on CIFAR-10 by how many degrees weak noise turns ArcFace's embeddings, and the accuracy
     by the angle in %; the same without whitening, and the accuracy without damage there."""
-    of = {"turned": (1, "°"), "length": (2, " times")}
+    keys = {"turned": (1, "°"), "length": (2, " times")}
     runs = [corruption.records_of(claims.STUDY, dataset)["arcface"] for dataset in corruption.SEEDS]
     found: dict[str, Any] = {"seeds": list(map(len, runs))}
-    for key, (digits, unit) in of.items():
+    for key, (digits, unit) in keys.items():
         values = (
             np.mean(claims.damage("mnist", "arcface", *what, key))
             for what in (("contrast", 50), ("brightness", 30))

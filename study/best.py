@@ -130,11 +130,11 @@ def compare(study: Study, dataset: str) -> None:
     measure = partial(outcome, views=setup.recipe.views)
     for seed in range(setup.seeds):
         for task in chosen:
-            of = replace(task, part="best", seed=seed, named_by=(*SETTINGS, "seed"))
-            if seed in (run["seed"] for run in trained(study.folder, dataset, vars(of))):
+            with_seed = replace(task, part="best", seed=seed, named_by=(*SETTINGS, "seed"))
+            if seed in (run["seed"] for run in trained(study.folder, dataset, vars(with_seed))):
                 study.bar.update()
                 continue
-            study.run(of, study.source, measure)
+            study.run(with_seed, study.source, measure)
     study.bar.close()
 
 
@@ -146,7 +146,7 @@ def trained(folder: Path, dataset: str, setting: StudyRecord) -> list[StudyRecor
     those of study.margin and study.corruption (of two with the same seed the latter's, which is of
     the machine of all others)."""
     parts = [load(folder, part, dataset) for part in ("margin", "corruption", "best")]
-    runs = [run for of in parts for run in of.get(setting["loss"], [])]
+    runs = [run for group in parts for run in group.get(setting["loss"], [])]
     same = [run for run in runs if all(run[key] == setting[key] for key in (*SETTINGS, "epochs"))]
     by_seed = {run["seed"]: run for run in same}
     return [by_seed[seed] for seed in sorted(by_seed)]
@@ -162,7 +162,9 @@ def tried(folder: Path, dataset: str) -> RunsByLoss:
     names |= {ARCFACE: [run for run in arcface if run not in paper], PAPER_SETTING: paper}
     budget = dict.fromkeys(names, BUDGET) | {PAPER_SETTING: len(margin.RATES)}
     return {
-        name: sorted(of, key=by_setting) for name, of in names.items() if len(of) >= budget[name]
+        name: sorted(group, key=by_setting)
+        for name, group in names.items()
+        if len(group) >= budget[name]
     }
 
 
@@ -171,24 +173,24 @@ def runs(folder: Path, dataset: str) -> RunsByLoss:
     searches = tried(folder, dataset)
     if len(searches) <= len(COMPARED[dataset]):
         return {}
-    settings = {name: best(of) for name, of in searches.items()}
+    settings = {name: best(group) for name, group in searches.items()}
     if dataset in SMALLER:
         settings[SMALL] = settings[ARCFACE] | SMALLER[dataset]
     made = {name: trained(folder, dataset, setting) for name, setting in settings.items()}
-    common = set.intersection(*({run["seed"] for run in of} for of in made.values()))
-    found = {name: [run for run in of if run["seed"] in common] for name, of in made.items()}
+    common = set.intersection(*({run["seed"] for run in group} for group in made.values()))
+    found = {name: [run for run in group if run["seed"] in common] for name, group in made.items()}
     return found if common else {}
 
 
 def search_table(searches: RunsByLoss) -> str:
     """All trials, in Markdown; what each search chose is bold."""
     lines = []
-    for name, of in searches.items():
+    for name, group in searches.items():
         cells = []
-        for run in of:
+        for run in group:
             result = "collapsed" if collapsed(run) else f"{100 * run['test_accuracy']:.2f}"
             text = f"{' / '.join(setting_cells(run))}: {result}"
-            cells.append(f"**{text}**" if run is best(of) else text)
+            cells.append(f"**{text}**" if run is best(group) else text)
         lines.append([name, *cells, *[""] * (BUDGET - len(cells))])
     return markdown(["s / margin / head learning rate: accuracy, %", *[""] * BUDGET], lines)
 
@@ -196,7 +198,8 @@ def search_table(searches: RunsByLoss) -> str:
 def table(made: RunsByLoss) -> str:
     """Accuracies of each loss with its best setting, in Markdown."""
     lines = [
-        [name, *setting_cells(of[0]), *accuracy_cells(made, name)] for name, of in made.items()
+        [name, *setting_cells(group[0]), *accuracy_cells(made, name)]
+        for name, group in made.items()
     ]
     return markdown(["loss", "s", "margin", "head learning rate", *ACCURACY_HEAD], lines)
 

@@ -231,10 +231,10 @@ def table(folder: Path, dataset: str) -> str:
         for place in (0, 2, 4):
             cells = [kind, str(amounts[place])]
             for loss in LOSSES:
-                of = {key: values_of(found[loss], kind, key)[:, place] for key in COLUMNS}
-                of["euclidean"] = of["cosine"] - of["euclidean"]
+                values = {key: values_of(found[loss], kind, key)[:, place] for key in COLUMNS}
+                values["euclidean"] = values["cosine"] - values["euclidean"]
                 cells += [
-                    mean_ci(list(factor * of[key]), digits)
+                    mean_ci(list(factor * values[key]), digits)
                     for key, (_, factor, digits) in COLUMNS.items()
                 ]
             lines.append(cells)

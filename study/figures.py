@@ -27,9 +27,9 @@ def draw_accuracy(runs: RunsByLoss, title: str) -> plt.Figure:
     """
     figure, axes = plt.subplots(1, 2, sharey=True, figsize=(6.3, 2.7), width_ratios=(1.2, 1))
     styles = _styles(runs)
-    for place, (name, of) in enumerate(runs.items()):
+    for place, (name, group) in enumerate(runs.items()):
         style = styles[name]
-        _draw_interval(axes[0], [100 * run["accuracy"] for run in finished(of)], place, style)
+        _draw_interval(axes[0], [100 * run["accuracy"] for run in finished(group)], place, style)
         if name != ARCFACE:
             _draw_interval(axes[1], differences(runs, name), place, style)
     axes[0].set(yticks=range(len(runs)), yticklabels=runs, xlabel="test accuracy in %")
@@ -48,8 +48,8 @@ def _styles(runs: RunsByLoss) -> dict[str, dict[str, Any]]:
     """Colour and marker of each loss; of its other settings the markers are hollow."""
     styles: dict[str, dict[str, Any]] = {}
     hollow = iter("Pvs")
-    for name, of in runs.items():
-        usual, colour, marker = LOSS_STYLE[of[0]["loss"]]
+    for name, group in runs.items():
+        usual, colour, marker = LOSS_STYLE[group[0]["loss"]]
         own = name == usual
         styles[name] = {"color": colour, "marker": marker if own else next(hollow)}
         styles[name] |= {"markerfacecolor": colour if own else "white"}
@@ -76,8 +76,8 @@ def draw_angles(runs: RunsByLoss, title: str) -> plt.Figure:
     figure, axes = plt.subplots(figsize=(6.3, 3.2))
     styles = _styles(runs)
     for place, key in enumerate(ANGLES):
-        for offset, (name, of) in enumerate(runs.items()):
-            mean, half = interval([run["angles"][key] for run in finished(of)])
+        for offset, (name, group) in enumerate(runs.items()):
+            mean, half = interval([run["angles"][key] for run in finished(group)])
             x = place + 0.11 * (offset - (len(runs) - 1) / 2)
             half = 0 if np.isnan(half) else half
             axes.errorbar(x, mean, yerr=half, linestyle="none", capsize=2, **styles[name])

@@ -109,17 +109,19 @@ def runs(dataset: str, root: Path = ROOT) -> RunsByLoss:
     found[AGAIN] = load(folder, "corruption", dataset).get("arcface", [])
     made = load(folder, "margin", dataset)
     found |= {name: made.get(loss, []) for name, loss in OTHERS.items()}
-    found = {name: finished(of) for name, of in found.items()}
-    return {name: sorted(of, key=lambda run: run["seed"]) for name, of in found.items() if of}
+    found = {name: finished(group) for name, group in found.items()}
+    return {
+        name: sorted(group, key=lambda run: run["seed"]) for name, group in found.items() if group
+    }
 
 
 def table(dataset: str, root: Path = ROOT) -> str:
     """Accuracies and angles with the margin and without, in Markdown."""
     found, lines = runs(dataset, root), []
-    for name, of in found.items():
+    for name, group in found.items():
         cells = [name, *accuracy_cells(found, name)]
         for key in ("intra_test", "inter_test"):
-            cells.append(mean_ci([run["angles"][key] for run in of], 1))
+            cells.append(mean_ci([run["angles"][key] for run in group], 1))
         lines.append(cells)
     return markdown(["loss", *ACCURACY_HEAD, "Intra, test, °", "Inter, test, °"], lines)
 

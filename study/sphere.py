@@ -73,11 +73,13 @@ class Watched:
     def measure(self, path: Path, trained: Trained, source: Data, precision: str) -> dict[str, Any]:
         """The angles; the moments, with the end as their last, go to ``path``."""
         self.keep(trained.network, trained.head, source, precision)
-        points, centres = (torch.stack(of).cpu().numpy() for of in zip(*self.moments, strict=True))
+        points, centres = (
+            torch.stack(moments).cpu().numpy() for moments in zip(*self.moments, strict=True)
+        )
         labels = source.test_labels[:SHOWN].cpu().numpy().astype(np.uint8)
         arrays = {"points": points, "centres": centres}
         records.save_arrays(
-            path, labels=labels, **{key: of.astype(np.float16) for key, of in arrays.items()}
+            path, labels=labels, **{key: array.astype(np.float16) for key, array in arrays.items()}
         )
         return measure_angles(trained, source, precision)
 

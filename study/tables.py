@@ -119,8 +119,8 @@ def accuracy_cells(runs: RunsByLoss, name: str) -> list[str]:
 def angles_table(runs: RunsByLoss) -> str:
     """The paper's Table 3 for our data, in degrees, beside its own numbers."""
     rows = []
-    for name, of in runs.items():
-        cells = [mean_ci([run["angles"][key] for run in finished(of)], 1) for key in ANGLES]
+    for name, group in runs.items():
+        cells = [mean_ci([run["angles"][key] for run in finished(group)], 1) for key in ANGLES]
         rows.append([name, *cells])
     for column, name in ((1, "paper, normalised softmax"), (2, "paper, ArcFace")):
         rows.append([f"*{name}*", *(f"*{ANGLES[key][column]:.2f}*" for key in ANGLES)])

@@ -45,10 +45,10 @@ def classes_seen(split: int) -> list[int]:
 
 def tasks(study: Study, dataset: str) -> list[Task]:
     """Each of LOSSES in the default recipe: as in study.margin, and CosFace with its own margin."""
-    of = margin.tasks(study, dataset)
-    arcface, own = of[ARCFACE], study.setup.recipe.default_margins
+    tasks = margin.tasks(study, dataset)
+    arcface, own = tasks[ARCFACE], study.setup.recipe.default_margins
     cosface = replace(arcface, loss="cosface", margin=own["cosface"])
-    chosen = (of["softmax"], of["normalised softmax"], cosface, arcface)
+    chosen = (tasks["softmax"], tasks["normalised softmax"], cosface, arcface)
     return [replace(task, part="unseen") for task in chosen]
 
 
@@ -107,7 +107,7 @@ def by_seed(runs: list[StudyRecord], split: int | None, key: str) -> dict[int, f
         if split in (None, run["split"]):
             found.setdefault(run["seed"], []).append(100 * run["verification"][key])
     wanted = SPLITS if split is None else 1
-    return {seed: float(np.mean(of)) for seed, of in found.items() if len(of) == wanted}
+    return {seed: float(np.mean(values)) for seed, values in found.items() if len(values) == wanted}
 
 
 def difference(
@@ -127,7 +127,7 @@ def table(folder: Path, dataset: str) -> str:
         for loss, runs in found.items():
             label = "mean over the choices" if split is None else ", ".join(names[split])
             values = {key: list(by_seed(runs, split, key).values()) for key in COLUMNS}
-            cells = [mean_ci(of, 1) for of in values.values()]
+            cells = [mean_ci(rates, 1) for rates in values.values()]
             own = loss == "arcface"
             cells.insert(1, "–" if own else mean_ci(difference(found, loss, split), 1))
             lines.append([label, LOSS_STYLE[loss][0], str(len(values["eer"])), *cells])
