@@ -40,7 +40,7 @@ class ArcMarginProduct(nn.Module):
     ==========================  ====  ====  =====
 
     Where ψ = m1·θ + m exceeds π, the cosine would rise again. There φ goes on falling: for m1 = 1,
-    as in common use, as cos θ − m·sin m − m3, with a small drop at θ = π − m; else as SphereFace's
+    as in common use, as cos θ − m·sin m − m3, with a drop at θ = π − m; else as SphereFace's
     (−1)^k·cos ψ − 2k − m3 with k = ⌊ψ/π⌋, without one (https://arxiv.org/abs/1704.08063, eq. 7).
 
     Args:
@@ -59,7 +59,7 @@ class ArcMarginProduct(nn.Module):
     the forward of the wrapped module; FSDP2 needs register_fsdp_forward_method. Under
     torch.compile, export, torch.func, forward AD and ``create_graph=True`` autograd differentiates
     the plain formula, to any order but by torch.compile: ``loss`` then holds all logits, gradients
-    may overflow, autocast reaches matrix products, and traced labels are not checked.
+    may overflow, autocast reaches their products, and traced labels are not checked.
     """
 
     def __init__(self, in_features: int, out_features: int, s: float = 30.0, m: float = 0.50,
@@ -215,7 +215,7 @@ def _compute(head: Any, label: Any, reduction: Any, block: int, needs: Any, x: A
     if not _eager():
         return F.cross_entropy(logits(), label, reduction=reduction), None
     share = (losses := x_hat.new_ones(len(x)))[:, None] / (len(x) if reduction == "mean" else 1)
-    now = any(needs) and reduction != "none"  # to be scaled by G later: by NaN if it is infinite
+    now = any(needs) and reduction != "none"  # gradients now, scaled by G later
 
     def blocks(share: Tensor) -> Any:
         for rows in (slice(i, i + block) for i in range(0, len(x), block)):
@@ -257,7 +257,7 @@ def _differentiable(head: Any, label: Any, reduction: Any, block: int, x: Any, W
     """The first of what _compute returns; the second is its gradient, if nothing traces it."""
     needs = [torch.is_grad_enabled() and v.requires_grad for v in (x, W)]
     if closed := any(needs) and _eager():  # copies: they may change before the backward pass
-        vars(twin := object.__new__(type(head))).update(vars(head))  # copy.copy: not parametrized
+        vars(twin := object.__new__(type(head))).update(vars(head))  # copy.copy can fail
         head, label = twin, label if label is None else label.clone()
     compute = partial(_compute, head, label, reduction, block, needs)
     with torch.autocast(x.device.type.replace("meta", "cpu"), enabled=False):

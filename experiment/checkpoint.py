@@ -36,8 +36,8 @@ def load_checkpoint(path: Path, settings: Settings, recipe: Recipe, device: torc
 
 
 def differing(saved: dict, settings: Settings, recipe: Recipe) -> str:
-    """The settings in which a run is to differ from a saved one, or its data set alone, as text;
-    empty if there are none.
+    """What differs between a saved run and the one that is wanted, as text: its data set alone if
+    that is another one. Empty if nothing differs.
 
     Args:
         saved: a checkpoint or a model, with its ``settings`` and ``hyperparameters``.
@@ -84,7 +84,7 @@ def check_kind(name: str, saved: Any, own: Any) -> None:
         if not finite.all():
             raise ValueError(f"{name} has entries that are not numbers")
     elif isinstance(own, float) and not 0 <= saved < math.inf:
-        raise ValueError(f"{name} is not a number above 0")
+        raise ValueError(f"{name} is not a finite number, 0 or more")
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:

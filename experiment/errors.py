@@ -76,8 +76,8 @@ def describe(error: Exception) -> str | None:
         remedy = ". Free some space" if error.errno in DISK_FULL else ""
         return f"{named}{reason(error)}{remedy}."
     if isinstance(error, ModuleNotFoundError) and not OWN.match(error.name or ""):
-        remedy = "python -m pip install -r requirements.txt"
-        return f"{error.name} is not installed. Install what the project needs: {remedy}"
+        remedy = "python -m pip install -r requirements.txt (for the study: study/requirements.txt)"
+        return f"{error.name} is not installed. Install what is needed: {remedy}"
     return None
 
 

@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from experiment import label_errors, records
-from experiment.cli import path
+from experiment import cli, label_errors, records
 from experiment.errors import exit_status, protect_streams
 from experiment.recipe import margins
 
@@ -76,7 +75,7 @@ def draw_run(folder: Path) -> None:
     """
     record, arrays = records.load_run(folder)
     drawn = {}
-    with records.showing(folder), plt.rc_context(STYLE):
+    with plt.rc_context(STYLE):
         for draw in (accuracy, loss, angles, embedding, centres, confusion, mistakes):
             drawn[draw.__name__] = figure = draw(record, arrays)
             if record["dataset"] == "synthetic":
@@ -326,12 +325,13 @@ def main(argv: list[str] | None = None) -> int:
         allow_abbrev=False,
     )
     text = "of a run, such as figures/mnist"
-    parser.add_argument("folders", nargs="+", type=path, metavar="FOLDER", help=text)
+    parser.add_argument("folders", nargs="+", type=cli.path, metavar="FOLDER", help=text)
     options = parser.parse_args(argv)
 
     def work() -> None:
         for folder in options.folders:
-            draw_run(folder)
+            with records.showing(folder):
+                draw_run(folder)
             print(f"The pictures in {folder} are drawn.")
 
     return exit_status(work)

@@ -27,7 +27,7 @@ AGAIN = "Restore it, or run the command that writes it again."
 UNLIKE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 MOST_BYTES = 2**30  # of memory that a file may decompress to
 TEMPORARY = re.compile(r"\.(.+)\.(\d+)\.arcface\.tmp(\..+)?")  # the number is of the process
-_locked: dict[str, int] = {}  # the folders that this process writes to, opened
+_locked: list[int] = []  # descriptors of the folders that this process trains into
 
 
 class Epoch(TypedDict):
@@ -135,29 +135,29 @@ def check_writable(folder: Path) -> None:
 
 
 def lock(folder: Path) -> None:
-    """Keep other processes from training into ``folder`` until :func:`unlock`, or until this one
-    ends; where the system has no such locks (Windows, some network drives) nothing happens.
+    """Keep other processes from training into ``folder`` until this one ends.
 
-    Raises Problem if another process trains into it.
+    Nothing happens where the system has no such locks: Windows, some network drives. Raises Problem
+    if another process trains into it.
     """
-    if fcntl is None or str(folder) in _locked:
+    if fcntl is None:
         return
-    with suppress(OSError):
+    try:
         folder.mkdir(parents=True, exist_ok=True)
+        wanted = os.stat(folder)
+        if any(os.path.samestat(wanted, os.fstat(descriptor)) for descriptor in _locked):
+            return
         descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(descriptor)
-            remedy = "Wait for its end, or choose another folder."
-            raise Problem(f"Another process is training into {folder}. {remedy}") from error
-        _locked[str(folder)] = descriptor
-
-
-def unlock(folder: Path) -> None:
-    """Let other processes train into ``folder`` again."""
-    with suppress(KeyError, OSError):
-        os.close(_locked.pop(str(folder)))
+    except OSError:
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _locked.append(descriptor)
+    except OSError as error:
+        os.close(descriptor)
+        if isinstance(error, BlockingIOError):
+            what = f"Another process is training into {folder}"
+            raise Problem(f"{what}. Wait for its end, or choose another folder.") from error
 
 
 def remove_leftovers(folder: Path, stem: str = "") -> None:
@@ -221,7 +221,7 @@ def showing(where: Path) -> Iterator[None]:
     """Turn what goes wrong because records are not as expected into a Problem.
 
     Args:
-        where: the folder of the records that are drawn or tabulated.
+        where: the folder, or the file, of the records that are drawn or tabulated.
     """
     try:
         yield
@@ -236,9 +236,9 @@ def save_json(path: Path, record: object) -> None:
     write(path, _encode(json.dumps(record, indent=1, ensure_ascii=False)))
 
 
-def load_json(path: Path) -> Any:
-    """Read what :func:`save_json` wrote. Raises Problem if it is missing or damaged."""
-    with reading(path, AGAIN):
+def load_json(path: Path, remedy: str = AGAIN) -> Any:
+    """Read what :func:`save_json` wrote. Raises Problem, with the remedy, where it cannot."""
+    with reading(path, remedy):
         return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -263,7 +263,7 @@ def load_lines(path: Path) -> list[dict[str, Any]]:
             continue
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             record = None
         what = "" if isinstance(record, dict) else "is not a record"
         if not what and "name" in record and record["name"] in [old.get("name") for old in found]:
@@ -295,7 +295,11 @@ def load_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def load_run(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """What a run left in its folder for its pictures. Raises Problem unless both are of one run."""
+    """What a run left in its folder for its pictures.
+
+    Raises Problem if it is missing or damaged, or if the test accuracies in both files differ, as
+    those of two runs do.
+    """
     record, arrays = load_json(folder / "run.json"), load_arrays(folder / "arrays.npz")
     with showing(folder):
         right = (arrays["predicted"] == arrays["labels"]).mean()

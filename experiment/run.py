@@ -130,7 +130,8 @@ def end_if_finished(out: Path, settings: Settings, recipe: Recipe) -> None:
     paths = out / "model.pt", out / "run.json"
     if (out / "checkpoint.pt").exists() or not all(path.exists() for path in paths):
         return
-    model, record = records.load_torch(paths[0]), records.load_json(paths[1])
+    remedy = "Restore it, or start without --resume to train again."
+    model, record = records.load_torch(paths[0], remedy=remedy), records.load_json(paths[1], remedy)
     try:
         saved = {key: model[key] for key in ("settings", "hyperparameters")}
         recorded = {key: record[key] for key in asdict(settings)}

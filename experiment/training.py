@@ -281,7 +281,6 @@ class Training:
 
     def result(self) -> Trained:
         """The trained network and head, in evaluation mode, with what was measured on the way."""
-        records.unlock(self.checkpoint.parent)
         return Trained(
             network=self.classifier.network.eval(),
             head=self.classifier.head.eval(),

@@ -72,6 +72,10 @@ def claims_on_best() -> dict[str, bool]:
             bool(gaps)
             and max(abs(mean) + half for mean, half in map(interval, gaps.values())) < 0.1
         ),
+        "each at its best: three pairs of 28 can be told": {
+            pair for pair in itertools.combinations(found, 2) if sign(differences(found, *pair))
+        }
+        == {(NORMALISED, name) for name in (LOSS_STYLE["cosface"][0], "CM1", best.PAPER_SETTING)},
         "each at its best: normalised softmax has the highest mean": (
             bool(gaps) and max(means, key=lambda name: means[name]) == NORMALISED
         ),

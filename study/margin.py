@@ -66,9 +66,9 @@ def softmax_rate(study: Study, dataset: str) -> float:
 
 
 def tasks(study: Study, dataset: str) -> dict[str, Task]:
-    """What is compared, with seed 0 (softmax is first trained with each of RATES, where it has no
-    record): the recipe with either loss without a margin, with the larger
-    margin, and, as ARCFACE, with its own."""
+    """The tasks to be compared, with seed 0: the recipe with either loss without a margin, with the
+    larger margin, and, as ARCFACE, with its own. Trains softmax with each of RATES first, where
+    that has no record."""
     setup = study.setup
     rate, scale = setup.recipe.learning_rates["head"], setup.recipe.scale
     usual: dict[str, Any] = {"part": "margin", "dataset": dataset, "epochs": setup.recipe.epochs}

@@ -62,14 +62,14 @@ def is_made_by(recipe: Recipe, record: Record) -> bool:
 def load_runs(path: Path, dataset: str) -> list[Any]:
     """The records of a recipe's seeds.
 
-    Raises Problem if the file is missing or damaged, or does not hold one of each seed, all of the
-    data set with this name, as it is printed.
+    Raises Problem if the file is missing or damaged, is empty, or holds a record of another data
+    set than this one, such as "CIFAR-10", or two of one seed.
     """
     runs = records.load_json(path)
     with records.showing(path):
         numbers = [run["seed"] for run in runs if run["dataset"] == dataset]
         if not runs or len({*numbers}) < len(runs):
-            what = f"{path} does not hold a record of {dataset} for each of its seeds"
+            what = f"{path} must hold records of {dataset} alone, and one of each seed"
             raise Problem(f"{what}. {records.AGAIN}")
     return runs
 

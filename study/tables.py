@@ -76,9 +76,10 @@ def fill(text: str, name: str, content: str) -> str:
     Raises Problem unless each of them is there, once.
     """
     start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-    if text.count(start) != 1 or text.count(end) != 1:
-        raise Problem(f"The marks {start} and {end} must be there, once. Restore the file.")
     before, _, rest = text.partition(start)
+    if text.count(start) != 1 or text.count(end) != 1 or end not in rest:
+        remedy = "must be there, once and in this order. Restore the file"
+        raise Problem(f"The marks {start} and {end} {remedy}.")
     return f"{before}{start}\n{content}\n{end}{rest.partition(end)[2]}"
 
 

@@ -45,10 +45,10 @@ def classes_seen(split: int) -> list[int]:
 
 def tasks(study: Study, dataset: str) -> list[Task]:
     """Each of LOSSES in the default recipe: as in study.margin, and CosFace with its own margin."""
-    tasks = margin.tasks(study, dataset)
-    arcface, own = tasks[ARCFACE], study.setup.recipe.default_margins
+    usual = margin.tasks(study, dataset)
+    arcface, own = usual[ARCFACE], study.setup.recipe.default_margins
     cosface = replace(arcface, loss="cosface", margin=own["cosface"])
-    chosen = (tasks["softmax"], tasks["normalised softmax"], cosface, arcface)
+    chosen = (usual["softmax"], usual["normalised softmax"], cosface, arcface)
     return [replace(task, part="unseen") for task in chosen]
 
 

@@ -1,6 +1,10 @@
 """Functions of several tests."""
 
 import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,9 +13,31 @@ import torch
 
 from experiment.data import Data
 from experiment.recipe import Recipe, Settings
+from experiment.records import ROOT
 from experiment.training import Trained
 
 needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+needs_locks = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such locks")
+LOCKS = """
+import sys, time
+from pathlib import Path
+from experiment import records
+records.lock(Path(sys.argv[1]))
+print("locked", flush=True)
+time.sleep(60)
+"""
+
+
+@contextmanager
+def locked_elsewhere(folder: Path) -> Iterator[None]:
+    """While the block runs, another process holds the lock of a folder."""
+    command = [sys.executable, "-c", LOCKS, folder]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as other:
+        assert other.stdout and other.stdout.readline() == b"locked\n"
+        try:
+            yield
+        finally:
+            other.kill()
 
 
 def equal_weights(one: dict, other: dict) -> bool:

@@ -136,7 +136,7 @@ def test_a_missing_library_is_one_line(library, command, tmp_path):
         env=environment,
         timeout=60,
     )
-    remedy = "python -m pip install -r requirements.txt"
-    said = f"error: {library} is not installed. Install what the project needs: {remedy}"
-    assert done.returncode == 1 and done.stderr.splitlines()[-1] == said
+    last = done.stderr.splitlines()[-1]
+    assert done.returncode == 1 and last.startswith(f"error: {library} is not installed. ")
+    assert "python -m pip install -r requirements.txt" in last
     assert "Traceback" not in done.stderr and not done.stdout

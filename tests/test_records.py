@@ -12,7 +12,7 @@ import torch
 
 from experiment import records
 from experiment.errors import Problem
-from tests.helpers import needs_git
+from tests.helpers import locked_elsewhere, needs_git, needs_locks
 from tests.permissions import unprivileged
 
 RECORD = {"loss": "arcface", "θ": [1.5, None, "a\u2028b"], "path": "caf\udce9"}
@@ -166,29 +166,17 @@ def test_record_and_arrays_of_two_runs_are_not_shown_together(tmp_path):
             records.load_run(tmp_path)
 
 
-HOLDS = """
-import sys, time
-from pathlib import Path
-from experiment import records
-records.lock(Path(sys.argv[1]))
-print("locked", flush=True)
-time.sleep(60)
-"""
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such locks")
-def test_a_second_process_does_not_train_into_the_same_folder(tmp_path):
-    command = [sys.executable, "-c", HOLDS, tmp_path]
-    other = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=records.ROOT)
-    assert other.stdout and other.stdout.readline() == b"locked\n"
-    with pytest.raises(Problem, match="Another process is training into"):
+@needs_locks
+def test_a_folder_is_locked_until_the_process_ends(tmp_path):
+    refused = "Another process is training into"
+    with locked_elsewhere(tmp_path), pytest.raises(Problem, match=refused):
         records.lock(tmp_path)
-    other.kill()
-    other.wait()
-    records.lock(tmp_path)
-    records.lock(tmp_path)  # its own
-    records.unlock(tmp_path)
+    for _ in range(2):
+        records.lock(tmp_path)  # the second time it is its own
     assert list(tmp_path.iterdir()) == []
+    tmp_path.rmdir()
+    with locked_elsewhere(tmp_path), pytest.raises(Problem, match=refused):
+        records.lock(tmp_path)  # made anew
 
 
 def test_a_zip_bomb_is_not_unpacked(tmp_path):

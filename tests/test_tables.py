@@ -39,7 +39,10 @@ def test_marks_are_filled_and_missing_ones_are_named(tmp_path):
         tables.fill_file(path, {"x": "lost", "y": "content"})
     assert path.read_text(encoding="utf-8") == filled
     path.write_text(f"{text}, filled between <!-- x --> and its end", encoding="utf-8")
-    with pytest.raises(Problem, match="<!-- x --> and <!-- /x --> must be there, once"):
+    with pytest.raises(Problem, match="<!-- x --> and <!-- /x --> must be there, once and in"):
+        tables.fill_file(path, {"x": "content"})
+    path.write_text("a <!-- /x --> b <!-- x --> c", encoding="utf-8")
+    with pytest.raises(Problem, match="in this order"):
         tables.fill_file(path, {"x": "content"})
     path.write_bytes(b"caf\xe9 <!-- x --><!-- /x -->")
     with pytest.raises(Problem, match=r"README.md is damaged"):

@@ -17,7 +17,7 @@ from arcface_loss import ArcMarginProduct
 from experiment import training
 from experiment.errors import Problem
 from experiment.training import Batch, Classifier, Training, epoch_lengths, hardest_first
-from tests.helpers import settings
+from tests.helpers import locked_elsewhere, needs_locks, settings
 
 # --- the pure functions ---------------------------------------------------------------------------
 
@@ -137,6 +137,15 @@ def make_training(
     recipe = replace(arcface_mnist.DEFAULT, hardest=hardest, full_epochs=[2, 2], warm_up=0.2)
     given = settings(epochs=epochs, **changes)
     return Training(network, head, optimizers, recipe, given, small_data["MNIST"], out, resume)
+
+
+@needs_locks
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_folder_into_which_another_process_trains_is_refused(resume, small_data, tmp_path):
+    refused = "Another process is training into"
+    with locked_elsewhere(tmp_path), pytest.raises(Problem, match=refused):
+        make_training(small_data, tmp_path, resume=resume)
+    assert list(tmp_path.iterdir()) == []
 
 
 def run(made: Training, losses: torch.Tensor, see: Callable[[int, Batch], None] = lambda *_: None):
