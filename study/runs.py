@@ -171,8 +171,8 @@ class Study:
             found = self._compute(task, data.to(self.device), measure)
             records.append_line(path, found)
             shutil.rmtree(self.checkpoints(task), ignore_errors=True)
-            outcome = found.get("collapsed") or f"{found['test_accuracy']:.2%}"
-            tqdm.write(f"{task.name}: {outcome}")
+            result = found.get("collapsed") or f"{found['test_accuracy']:.2%}"
+            tqdm.write(f"{task.name}: {result}")
             sys.stdout.flush()
         self.bar.update()
         return found
