@@ -67,6 +67,14 @@ def test_every_loss_has_nine_trials_and_the_paper_three(tmp_path):
     assert margins == [None, 1.35, 0.2, 0.3]
 
 
+def test_on_cifar10_arcface_has_the_scales_of_normalised_softmax():
+    recipe = margin.SETUPS["cifar10"].recipe
+    without, arcface = (best.rounds(recipe, loss) for loss in ("norm-softmax", "arcface"))
+    assert arcface[0] == without[0] and {"scale": recipe.scale} in arcface[0]
+    assert sum(map(len, arcface)) == sum(map(len, without)) == best.BUDGET
+    assert arcface[1] == [{"margin": 0.3}]
+
+
 def test_the_search_begins_with_the_recipes_own_settings(tmp_path):
     """So what it chooses is never less accurate on the held-out images than these."""
     study = FakeStudy(tmp_path)
