@@ -117,7 +117,7 @@ def test_a_killed_process_goes_on_to_the_same_end(tmp_path):
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert (tmp_path / "cut/checkpoint.pt").exists() and not (tmp_path / "cut/run.json").exists()
-    left = tmp_path / f"cut/.checkpoint.{process.pid}.tmp.pt"
+    left = tmp_path / f"cut/.checkpoint.{process.pid}.arcface.tmp.pt"
     left.write_bytes(b"half")
     for name, more, epochs in (("cut", ["--resume"], 1), ("whole", [], 2)):
         process = start(name, *more)
