@@ -15,7 +15,7 @@ class Recipe:
     learning_rates: the peaks. warm_up: the fraction of the steps in which the rates rise
         linearly; then they fall linearly to 0.
     margin_warm_up: the fraction in which the margin rises linearly. Given whole from the first
-        step, a large one can turn all embeddings away from all centres (study/collapse.py).
+        step, a large one can turn the embeddings away from their centres (study/collapse.py).
     hardest: the fraction of the training images used in each middle epoch: those with the largest
         loss when last seen. full_epochs: how many epochs use all images at the start, and how
         many at the end.

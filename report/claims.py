@@ -11,15 +11,24 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from experiment import records
 from experiment.errors import Problem
 from experiment.figures import LOSS_STYLE
 from experiment.records import ROOT
-from study import best, corruption, grid, margin, seeds, seen, tuning, unseen
-from study.selection import ARCFACE, RunsByLoss, StudyRecord, differences, finished, load
+from study import best, corruption, margin, seeds, seen, tuning, unseen, verification
+from study.selection import (
+    ARCFACE,
+    RunsByLoss,
+    StudyRecord,
+    angle_of,
+    differences,
+    finished,
+    load,
+    ratio,
+)
 from study.tables import interval
+from study.verification import without_softmax
 
 STUDY = ROOT / "figures" / "study"
 NORMALISED = LOSS_STYLE["norm-softmax"][0]
@@ -98,6 +107,15 @@ def claims_on_best() -> dict[str, bool]:
     }
 
 
+def whole_recipe(loss: str, scale: float, margin_: float | None) -> StudyRecord:
+    """The trial of study.best on MNIST with these, and the recipe's learning rate."""
+    rate = margin.SETUPS["mnist"].recipe.learning_rates["head"]
+    wanted = (scale, margin_, rate)
+    runs = load(STUDY, "margin-tuning", "mnist")[loss]
+    (found,) = (run for run in runs if tuple(run[key] for key in best.SETTINGS) == wanted)
+    return found
+
+
 def trials_agree(scale: float, key: str, compare: Callable[[float, float], bool]) -> bool:
     """Whether in the trials of study.best with a scale and the recipe's learning rate an angle of
     every loss with a margin compares like this with that of normalised softmax."""
@@ -123,11 +141,6 @@ def claims_on_sphere() -> dict[str, bool]:
             w_ec["arcface"] < w_ec["softmax"] and apart["arcface"] > apart["softmax"]
         ),
     }
-
-
-def angle_of(key: str) -> Callable[[StudyRecord], float]:
-    """A run's angle of Table 3, in degrees."""
-    return lambda run: float(run["angles"][key])
 
 
 def random_centres(d: int, draws: int = 1000) -> float:
@@ -156,10 +169,15 @@ def claims_on_scale_and_margin() -> dict[str, bool]:
     within, between, w_ec = (
         scale_and_margin(angle_of(key)) for key in ("intra_test", "inter_test", "w_ec")
     )
-    ratio = scale_and_margin(grid.ratio)
+    by_margin = scale_and_margin(ratio)
     accuracy = scale_and_margin(lambda run: 100 * run["accuracy"])
     at_0 = [values[0] for values in between.values()]
     narrower = {s: bool((np.diff(values) < 0).all()) for s, values in within.items()}
+    longer = {
+        s: whole_recipe("norm-softmax", s, None)["angles"]["inter_test"] for s in (16, 32, 64)
+    }
+    at_32 = [whole_recipe("norm-softmax", 32, None)]
+    at_32 += [whole_recipe("arcface", 32, m) for m in (0.1, 0.3)]
     return {
         "without a margin, classes are closer the larger the scale": bool(
             (np.diff(at_0) < 0).all()
@@ -169,13 +187,17 @@ def claims_on_scale_and_margin() -> dict[str, bool]:
             for s, values in between.items()
         ),
         "the ratio of Inter to Intra rises with the margin at every scale": all(
-            (np.diff(values) > 0).all() for values in ratio.values()
+            (np.diff(values) > 0).all() for values in by_margin.values()
         ),
         "up to s = 16 every step of the margin makes classes more compact": (
             narrower == {s: s <= 16 for s in within}
         ),
         "at s = 32 and 64 a small margin makes them wider": all(
             max(within[s]) == max(within[s][1:4]) > within[s][0] for s in (32, 64)
+        ),
+        "three epochs are not the end: apart without a margin, and narrower with one at s = 32": (
+            all(longer[s] > between[s][0] + 5 for s in longer)
+            and bool((np.diff([run["angles"]["intra_test"] for run in at_32]) < 0).all())
         ),
         "no setting ends beyond 90° from the centres": max(map(max, w_ec.values())) < 90,
         "the accuracies over scale and margin lie within a quarter of a point": bool(
@@ -227,12 +249,18 @@ def claims_on_unseen_classes() -> dict[str, bool]:
         "on CIFAR-10 ArcFace is behind normalised softmax six times of six, CosFace three": (
             [behind(head) for head in ("arcface", "cosface")] == [6, 3]
         ),
+        "on CIFAR-10 softmax accepts the fewest pairs on two choices, with both seeds": all(
+            max(unseen.difference(objects, plain, split, to=head, key=key)) < 0
+            for split in (1, 2)
+            for head in heads
+            for key in ("tar_1", "tar_01")
+        ),
         "errors on unseen digits go with the ratio and W-EC": (
-            signs_of(correlations_by_split("mnist")["ratio"]) == [1, 1, 1]
+            signs_of(correlations_by_split("mnist")["Inter/Intra"]) == [1, 1, 1]
             and signs_of(correlations_by_split("mnist")["W-EC"]) == [-1, -1, -1]
         ),
         "without softmax the ratio goes with the errors on two choices, no angle on all": (
-            signs_of(without["ratio"]) == [0, 1, 1]
+            signs_of(without["Inter/Intra"]) == [0, 1, 1]
             and all(0 in signs_of(found) for found in without.values())
         ),
     }
@@ -259,48 +287,34 @@ def by_seen(key: str, kind: str) -> dict[tuple[str, float | None], dict[int, lis
     return found
 
 
-def correlations(groups: list[list[StudyRecord]]) -> dict[str, list[tuple[float, float]]]:
-    """Spearman's ρ, and its p, of the equal error rate with angles of the seen classes, in each
-    group of runs."""
-    keys: dict[str, Callable[[StudyRecord], float]] = {
-        "Intra": angle_of("intra_test"),
-        "Inter": angle_of("inter_test"),
-        "ratio": grid.ratio,
-        "W-EC": angle_of("w_ec"),
-    }
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in keys}
-    for runs in groups:
-        errors = [run["verification"]["eer"] for run in runs]
-        for name, key in keys.items():
-            found[name].append(tuple(stats.spearmanr(errors, [key(run) for run in runs])))
-    return found
-
-
 def correlations_by_seen(kind: str, heads: bool = False) -> dict[str, list[tuple[float, float]]]:
-    """:func:`correlations` for each number of seen classes, from the smallest to the largest.
+    """Those of verification, for each number of seen classes, from the smallest to the largest.
 
     Args:
         kind: of seen.KINDS. heads: without plain softmax.
     """
-    every = [run for run in seen.load(STUDY, kind) if not heads or run["loss"] != "softmax"]
-    return correlations([[run for run in every if run["seen"] == n] for n in seen.KINDS[kind].seen])
+    return correlations(seen.by_seen(STUDY, kind), heads)
 
 
 def correlations_by_split(
     dataset: str, heads: bool = False
 ) -> dict[str, list[tuple[float, float]]]:
-    """:func:`correlations` for each choice of the classes; without plain softmax for ``heads``."""
-    found = unseen.records_of(STUDY, dataset).items()
-    every = [run for loss, runs in found for run in runs if not heads or loss != "softmax"]
-    return correlations(
-        [[run for run in every if run["split"] == split] for split in range(unseen.SPLITS)]
-    )
+    """Those of verification, for each choice of the classes; without softmax for ``heads``."""
+    return correlations(unseen.by_split(STUDY, dataset), heads)
+
+
+def correlations(
+    groups: dict[int, list[StudyRecord]], heads: bool
+) -> dict[str, list[tuple[float, float]]]:
+    """Those of each group of runs."""
+    every = list(groups.values())
+    return verification.correlations(list(map(without_softmax, every)) if heads else every)
 
 
 def claims_on_more_seen_classes() -> dict[str, bool]:
     """Of two-digit numbers that training never saw, after 10 to 80 others, and of two digits."""
     eer, accepted = by_seen("eer", "numbers"), by_seen("tar_01", "numbers")
-    digits = by_seen("eer", "digits")
+    digits, at_1 = by_seen("eer", "digits"), by_seen("tar_1", "numbers")
     plain, without, smaller, larger = seen.VARIANTS
     heads = seen.VARIANTS[1:]
 
@@ -308,11 +322,13 @@ def claims_on_more_seen_classes() -> dict[str, bool]:
         """Whether a figure is the lower one with every seed."""
         return all(a < b for a, b in zip(one[n], other[n], strict=True))
 
-    def to_none(variant: tuple[str, float | None], n: int) -> int:
+    def to_none(variant: tuple[str, float | None], n: int, rates: Any = eer) -> int:
         """The sign of the paired difference to no margin; 0 if its interval contains 0."""
-        return sign([a - b for a, b in zip(eer[variant][n], eer[without][n], strict=True)])
+        return sign([a - b for a, b in zip(rates[variant][n], rates[without][n], strict=True)])
 
     signs = {name: signs_of(rho) for name, rho in correlations_by_seen("numbers").items()}
+    on_sphere = correlations_by_seen("numbers", heads=True)
+    without_plain = correlations_by_seen("digits", heads=True)
     return {
         "the more numbers are seen, the lower the error rate on others, for every loss": all(
             (np.diff([np.mean(rates[n]) for n in sorted(rates)]) < 0).all()
@@ -328,9 +344,9 @@ def claims_on_more_seen_classes() -> dict[str, bool]:
             [to_none(larger, n) for n in (10, 20, 40, 80)] == [0, 0, 0, -1]
             and [to_none(smaller, n) for n in (10, 20, 40, 80)] == [0, 0, 1, -1]
         ),
-        "m = 0.3 accepts more pairs than no margin after 20 numbers, fewer after 40": (
-            below(accepted[without], accepted[larger], 20)
-            and below(accepted[larger], accepted[without], 40)
+        "at 1% no margin is ahead of none after 80 numbers, and both are behind after 40": (
+            [to_none(which, 80, at_1) for which in (smaller, larger)] == [0, 0]
+            and [to_none(which, 40, at_1) for which in (smaller, larger)] == [-1, -1]
         ),
         "from 4 digits on softmax has the lowest error rate, with every seed": all(
             below(digits[plain], digits[head], n) for head in heads for n in (4, 6, 8)
@@ -345,11 +361,15 @@ def claims_on_more_seen_classes() -> dict[str, bool]:
             signs["Intra"] == [1, 1, 0, 0]
             and signs["Inter"] == [0, 0, 0, -1]
             and signs["W-EC"] == [0, 0, 0, 1]
-            and signs["ratio"] == [0, 0, 0, 0]
+            and signs["Inter/Intra"] == [0, 0, 0, 0]
         ),
-        "on digits the errors rise with Inter, without softmax not after 6 and 8": (
-            min(rho for rho, _ in correlations_by_seen("digits")["Inter"]) > 0.5
-            and max(rho for rho, _ in correlations_by_seen("digits", heads=True)["Inter"][2:]) < 0.3
+        "after 80 numbers compact classes go with fewer errors on the sphere, before not": (
+            signs_of(on_sphere["Intra"]) == [0, 0, 0, 1]
+            and signs_of(on_sphere["Inter/Intra"]) == [0, 0, 0, -1]
+        ),
+        "on digits the errors rise with Inter up to 6, without softmax with no angle": (
+            signs_of(correlations_by_seen("digits")["Inter"]) == [1, 1, 1, 0]
+            and not any(any(signs_of(rho)) for rho in without_plain.values())
         ),
     }
 

@@ -6,14 +6,13 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-import torch
 
-from experiment import label_errors, records
+from experiment import records
 from experiment.errors import Problem
 from experiment.records import ROOT
 from report import claims
-from study import best, corruption, grid, margin, seeds, seen, sphere, tables, unseen
-from study.selection import differences
+from study import best, corruption, margin, seeds, seen, sphere, tables, unseen
+from study.selection import angle_of, differences
 
 FLOAT32 = ROOT / "figures/benchmarks/float32.json"
 
@@ -61,8 +60,11 @@ def run_numbers(name: str) -> dict[str, Any]:
         seeds.load_runs(folder / "seeds.json", seeds.SCRIPTS[name].DEFAULT.dataset),
     )
     wrong = arrays["predicted"] != arrays["labels"]
-    answers = [torch.from_numpy(arrays[key]).long() for key in ("labels", "predicted")]
-    corrected = label_errors.on_corrected_labels(first["dataset"], *answers)
+    by_class = {
+        name: np.mean([100 * run["class_accuracy"][name] for run in runs])
+        for name in first["class_accuracy"]
+    }
+    low = [name for name in ("cat", "dog", "bird") if name in by_class]
     settings = ("scale", "margin", "epochs", "embedding_size", "precision")
     # When the first seeds were run, the yardstick's steps were timed while the first one's clock
     # went on.
@@ -76,8 +78,10 @@ def run_numbers(name: str) -> dict[str, Any]:
         "run_tta": None if tta is None else f"{100 * tta:.2f}",
         "wrong": int(wrong.sum()),
         "cat_dog": int((wrong & cats_and_dogs(arrays)).sum()),
-        "on_errors": corrected["mistakes_on_label_errors"],
-        "corrected": f"{100 * corrected['test_accuracy_corrected']:.2f}",
+        "on_errors": first["mistakes_on_label_errors"],
+        "corrected": tables.mean_ci([100 * run["test_accuracy_corrected"] for run in runs], 2),
+        "lowest": [f"{by_class[name]:.1f}%" for name in low],
+        "others": f"{min(by_class[name] for name in by_class if name not in low):.1f}",
         "torch": first["versions"]["torch"].partition("+")[0],
         "total_seconds": tables.mean_ci(whole, 0),
         "seeds": len(runs),
@@ -126,49 +130,49 @@ def shown(value: Any) -> str:
 
 def grid_numbers() -> dict[str, Any]:
     """Of MNIST's short runs over scale and margin: Inter by scale without a margin, and with the
-    largest; the paper's setting; the ends of the accuracies."""
-    between, within = (
-        claims.scale_and_margin(claims.angle_of(key)) for key in ("inter_test", "intra_test")
-    )
+    largest; the ends of the accuracies. Of the whole recipe longer: Inter without a margin at
+    s = 16, 32 and 64; narrower: Intra at s = 32 for m = 0, 0.1 and 0.3."""
+    between = claims.scale_and_margin(angle_of("inter_test"))
     accuracy = claims.scale_and_margin(lambda run: 100 * run["accuracy"])
     every = [value for values in accuracy.values() for value in values]
-    paper = grid.MARGINS.index(0.5)
+    whole = claims.whole_recipe
+    longer = [angle_of("inter_test")(whole("norm-softmax", s, None)) for s in (16, 32, 64)]
+    narrower = [whole("norm-softmax", 32, None), *(whole("arcface", 32, m) for m in (0.1, 0.3))]
     return {
         "inter": {str(s): f"{values[0]:.1f}°" for s, values in between.items()},
         "inter_largest": {str(s): f"{values[-1]:.1f}°" for s, values in between.items()},
-        "paper": [
-            f"{values[64][paper]:.{d}f}" for values, d in ((accuracy, 2), (within, 1), (between, 1))
-        ],
         "ends": [f"{min(every):.2f}", f"{max(every):.2f}"],
+        "longer": [f"{value:.1f}" for value in longer],
+        "narrower": [f"{angle_of('intra_test')(run):.1f}" for run in narrower],
     }
 
 
 def unseen_numbers() -> dict[str, Any]:
-    """Of unseen digits: the correlation of each angle of the seen ones, and of Inter/Intra, with
-    the error rate on each choice of the classes; heads_…: without softmax. cosface: m3."""
+    """Of unseen digits: the correlation of Inter/Intra of the seen ones with the error rate on each
+    choice of the classes; of heads: without softmax. cosface: m3."""
     digits = unseen.records_of(claims.STUDY, "mnist")
-    found: dict[str, Any] = {"cosface": f"{digits['cosface'][0]['margin']:g}"}
-    for start, heads in (("rho", False), ("heads", True)):
-        of_angles = claims.correlations_by_split("mnist", heads)
-        found |= {f"{start}_{key}": rounded(rho) for key, rho in of_angles.items()}
-    return found
+    of_all, of_heads = (
+        rounded(claims.correlations_by_split("mnist", heads)["Inter/Intra"])
+        for heads in (False, True)
+    )
+    return {"cosface": f"{digits['cosface'][0]['margin']:g}", "ratio": of_all, "heads": of_heads}
 
 
 def seen_numbers() -> dict[str, list[str]]:
     """Equal error rates on unseen two-digit numbers, in %: the mean over the seeds for each loss,
     by the number of numbers seen; the same of digits, as digits_….
 
-    lower: by how many points either margin's is lower than none's after 80 numbers. rho_…: the
-    correlation of an angle, or of Inter/Intra, with the error rate, from the smallest number to the
-    largest; rho_heads: of Inter, without plain softmax."""
+    lower: by how many points either margin's is lower than none's after 80 numbers. intra: the
+    correlation of Intra of the seen numbers with the error rate, from the smallest number to the
+    largest; digits_inter: of Inter of the seen digits; heads: of Intra, without plain softmax."""
     found = {}
     for name, start in (("numbers", ""), ("digits", "digits_")):
         eer = claims.by_seen("eer", name)
         for n in seen.KINDS[name].seen:
             found[f"{start}{n}"] = [f"{np.mean(rates[n]):.1f}" for rates in eer.values()]
-        for key, rho in claims.correlations_by_seen(name).items():
-            found[f"{start}rho_{key}"] = rounded(rho)
-    found["digits_rho_heads"] = rounded(claims.correlations_by_seen("digits", heads=True)["Inter"])
+    found["intra"] = rounded(claims.correlations_by_seen("numbers")["Intra"])
+    found["heads"] = rounded(claims.correlations_by_seen("numbers", heads=True)["Intra"])
+    found["digits_inter"] = rounded(claims.correlations_by_seen("digits")["Inter"])
     _, without, *margins = claims.by_seen("eer", "numbers").values()
     found["lower"] = [
         tables.mean_ci([a - b for a, b in zip(without[80], rates[80], strict=True)], 2)
@@ -208,6 +212,9 @@ def damage_numbers() -> dict[str, Any]:
         for name, (values, side) in ahead.items()
     }
     found["lead"]["none"] = f"{np.mean(claims.lead('mnist', 'arcface', 'noise', 0)):.1f}"
+    found["lead"]["cifar"] = " and ".join(
+        f"{np.mean(claims.lead('cifar10', loss, 'noise', 0)):.1f}" for loss in corruption.LOSSES
+    )
     weak = [claims.damage("cifar10", "arcface", "noise", 4, key) for key in ("turned", "cosine")]
     control = claims.control("noise", 4)
     accuracy = 100 * claims.control("noise", 0)["cosine"]

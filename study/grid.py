@@ -20,7 +20,7 @@ from experiment.figures import BLUE, GREEN, GREY, ORANGE, RED
 from experiment.records import ROOT
 from study.figures import SIMPLEX, draw_means
 from study.runs import Setup, Study, Task, outcome, train_and_draw
-from study.selection import StudyRecord, finished
+from study.selection import angle_of, finished, ratio
 
 SCALES, MARGINS = (4, 8, 16, 32, 64), tuple(k / 10 for k in range(9))
 EPOCHS, SEEDS = 3, 2
@@ -78,7 +78,7 @@ def draw(folder: Path) -> plt.Figure:
     for margin, (colour, marker) in DRAWN.items():
         of_margin = [run for run in runs if run["margin"] == margin]
         style = {"color": colour, "marker": marker, "label": f"{margin:g}"}
-        for axis, value in ((axes[0], inter), (axes[1], ratio)):
+        for axis, value in ((axes[0], angle_of("inter_test")), (axes[1], ratio)):
             draw_means(axis, of_margin, "scale", value, **style)
     across = np.geomspace(min(SCALES), max(SCALES), 200)
     axes[0].plot(across, [separation(s, 0) for s in across], "--", color=GREY, linewidth=1.5)
@@ -102,16 +102,6 @@ def draw(folder: Path) -> plt.Figure:
     axes[1].legend(title="margin m", ncols=2)
     figure.suptitle(f"MNIST, ArcFace after {EPOCHS} epochs ({SEEDS} seeds)")
     return figure
-
-
-def inter(run: StudyRecord) -> float:
-    """The angle from a class's mean to the nearest other, in degrees."""
-    return float(run["angles"]["inter_test"])
-
-
-def ratio(run: StudyRecord) -> float:
-    """Inter over Intra."""
-    return inter(run) / float(run["angles"]["intra_test"])
 
 
 def main(argv: list[str] | None = None, root: Path = ROOT) -> int:

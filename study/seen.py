@@ -4,7 +4,7 @@ MNIST's default recipe on 2 to 8 of the digits, and on 10 to 80 of the 100 numbe
 side by side make; all trainings of a kind have equally many images and steps. Pairs of test images
 of other digits or numbers, always the same ones, are then judged by the angle between their
 embeddings. Records are in figures/study/, the picture is figures/study/seen.png.
-``--figures-only`` draws it from the records alone.
+``--figures-only`` draws it, and fills the page's table, from the records alone.
 """
 
 import itertools
@@ -191,19 +191,34 @@ def draw(folder: Path) -> plt.Figure:
     return figure
 
 
+def by_seen(folder: Path, name: str) -> dict[int, list[StudyRecord]]:
+    """The runs of a kind for each number of seen classes, from the smallest to the largest."""
+    every = load(folder, name)
+    return {n: [run for run in every if run["seen"] == n] for n in KINDS[name].seen}
+
+
+def tables(folder: Path) -> dict[str, str]:
+    """How the errors go with angles of the seen classes, by the name of the table's mark."""
+    groups = {
+        f"{n} {name}": runs for name in KINDS for n, runs in by_seen(folder, name).items() if runs
+    }
+    return {"seen-angles": verification.correlation_table(groups)}
+
+
 def equal_error_rate(run: StudyRecord) -> float:
     """On the unseen classes, in %."""
     return 100 * float(run["verification"]["eer"])
 
 
 def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
-    """Run what has no record yet, then draw. Returns the exit status.
+    """Run what has no record yet, then draw and fill the table. Returns the exit status.
 
     Args:
         root: the folder of figures/, where records are kept and the picture goes.
     """
     folder = root / "figures" / "study"
-    return train_and_draw(__doc__, argv, partial(compute, folder), folder, {"seen.png": draw})
+    pictures = {"seen.png": draw}
+    return train_and_draw(__doc__, argv, partial(compute, folder), folder, pictures, tables)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The study's records, read from disk, and which of them are compared with each other."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -71,3 +71,13 @@ def differences(
         for record in finished(runs[name])
         if record["seed"] in others
     ]
+
+
+def angle_of(key: str) -> Callable[[StudyRecord], float]:
+    """A run's angle of the paper's Table 3, in degrees."""
+    return lambda run: float(run["angles"][key])
+
+
+def ratio(run: StudyRecord) -> float:
+    """Inter over Intra, of test images."""
+    return angle_of("inter_test")(run) / angle_of("intra_test")(run)

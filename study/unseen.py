@@ -136,6 +136,23 @@ def table(folder: Path, dataset: str) -> str:
     return markdown(head, lines)
 
 
+def angles_table(folder: Path) -> str:
+    """How the errors go with angles of the seen classes, on each split of each data set, in
+    Markdown."""
+    groups = {}
+    for dataset in SEEDS:
+        for runs in by_split(folder, dataset).values():
+            classes = ", ".join(runs[0]["verification"]["unseen"])
+            groups[f"{DATASETS[dataset]}: {classes}"] = runs
+    return verification.correlation_table(groups)
+
+
+def by_split(folder: Path, dataset: str) -> dict[int, list[StudyRecord]]:
+    """The runs of all losses on each split."""
+    every = [run for runs in records_of(folder, dataset).values() for run in runs]
+    return {k: [run for run in every if run["split"] == k] for k in range(SPLITS)}
+
+
 def describe_runs(found: RunsByLoss) -> str:
     """How many runs of each loss a picture shows, of how many splits."""
     runs = found["arcface"]
@@ -193,7 +210,8 @@ def draw_pairs(folder: Path, dataset: str) -> plt.Figure:
 
 def tables(folder: Path) -> dict[str, str]:
     """The tables, by the names of their marks."""
-    return {f"unseen-{dataset}": table(folder, dataset) for dataset in SEEDS}
+    found = {f"unseen-{dataset}": table(folder, dataset) for dataset in SEEDS}
+    return found | {"unseen-angles": angles_table(folder)}
 
 
 def main(argv: list[str] | None = None, root: Path = ROOT) -> int:

@@ -1,16 +1,28 @@
 """Verification: do two images show the same class, which training never saw?"""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
+from scipy import stats
 from sklearn.metrics import roc_curve
 from torch import Tensor, nn
 
 from experiment.data import Data
 from experiment.evaluation import angles_to_centres, embed
+from study.selection import StudyRecord, angle_of, ratio
+from study.tables import markdown
 
 FALSE_ACCEPT = np.logspace(-4, 0, 81)  # the rates at which a ROC curve is kept
 # As on LFW, http://vis-www.cs.umass.edu/lfw/: half of the pairs are of one class, in each fold.
 PAIRS, FOLDS = 6000, 10
+# Of the seen classes: what may go with the errors on unseen ones.
+ANGLES: dict[str, Callable[[StudyRecord], float]] = {
+    "Intra": angle_of("intra_test"),
+    "Inter": angle_of("inter_test"),
+    "Inter/Intra": ratio,
+    "W-EC": angle_of("w_ec"),
+}
 
 
 def all_pairs(embeddings: Tensor, labels: Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -78,3 +90,37 @@ def fold_accuracy(theta: np.ndarray, same: np.ndarray) -> float:
         threshold = (limits[best] + limits[best + 1]) / 2
         right.append(((theta[fold] <= threshold) == same[fold]).mean())
     return float(np.mean(right))
+
+
+# --- do the angles of the seen classes tell the errors on unseen ones? ----------------------------
+
+
+def correlations(groups: list[list[StudyRecord]]) -> dict[str, list[tuple[float, float]]]:
+    """Spearman's ρ, and its p, of the equal error rate with each of ANGLES, by group of runs."""
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in ANGLES}
+    for runs in groups:
+        errors = [run["verification"]["eer"] for run in runs]
+        for name, key in ANGLES.items():
+            found[name].append(tuple(stats.spearmanr(errors, [key(run) for run in runs])))
+    return found
+
+
+def without_softmax(runs: list[StudyRecord]) -> list[StudyRecord]:
+    """The runs of heads on the sphere."""
+    return [run for run in runs if run["loss"] != "softmax"]
+
+
+def correlation_table(groups: dict[str, list[StudyRecord]]) -> str:
+    """:func:`correlations` in Markdown, a line for each group: of all its runs, then of those
+    without plain softmax. Bold: p < 0.05."""
+    every = list(groups.values())
+    columns = [
+        *correlations(every).values(),
+        *correlations(list(map(without_softmax, every))).values(),
+    ]
+    lines = []
+    for name, runs, *cells in zip(groups, every, *columns, strict=True):
+        texts = [f"**{rho:.2f}**" if p < 0.05 else f"{rho:.2f}" for rho, p in cells]
+        lines.append([name, str(len(runs)), *(text.replace("-", "−") for text in texts)])
+    head = ["ρ of EER with", "runs", *ANGLES, *(f"{name}, no softmax" for name in ANGLES)]
+    return markdown(head, lines)
