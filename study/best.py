@@ -2,8 +2,9 @@
 
 Of each loss nine settings (the learning rate of the last layer and, where it has them, scale and
 margin) are tried in the scripts' default recipes. The most accurate on held-out training images is
-trained with several seeds; beside them the paper's s = 64 and m = 0.5, with three learning rates,
-and on MNIST ArcFace with s = 4, which is below the scales of its search. Records are in
+trained with several seeds; beside them the paper's s = 64 and m = 0.5, with three learning rates
+(unless all three collapse), and on MNIST ArcFace with s = 4, which is below the scales of its
+search. Records are in
 figures/study/, those of the search are margin-tuning-*.jsonl; none is computed twice, and an
 interrupted one is resumed. ``--figures-only`` writes tables and pictures from the records alone.
 """
@@ -69,8 +70,8 @@ def head_rates(recipe: Recipe, factors: Sequence[float]) -> list[dict[str, Any]]
     return [{"head_lr": recipe.learning_rates["head"] * k} for k in factors]
 
 
-def search(study: Study, start: Task, trials: list[list[dict[str, Any]]]) -> Task:
-    """The task with the best of the settings that are tried.
+def search(study: Study, start: Task, trials: list[list[dict[str, Any]]]) -> list[Task]:
+    """The task with the best of the settings that are tried; none if all trials collapsed.
 
     Args:
         trials: the rounds, each of what is changed in its trials of the best setting so far, which
@@ -84,7 +85,7 @@ def search(study: Study, start: Task, trials: list[list[dict[str, Any]]]) -> Tas
         for change in changes:
             runs.append(study.run(replace(best_so_far, **change), held_out, measure))
         best_so_far = replace(start, **{key: best(runs)[key] for key in SETTINGS})
-    return best_so_far
+    return [] if collapsed(best(runs)) else [best_so_far]
 
 
 def best(runs: list[StudyRecord]) -> StudyRecord:
@@ -99,7 +100,7 @@ def by_setting(run: StudyRecord) -> list[float]:
 
 def choose(study: Study, dataset: str) -> list[Task]:
     """Make all searches. Returns a task for each of COMPARED with its best setting, one for the
-    paper's with its best rate, and SMALLER."""
+    paper's with its best rate, and SMALLER; none for a search of which all trials collapsed."""
     recipe = study.setup.recipe
     usual: dict[str, Any] = {"part": "margin-tuning", "dataset": dataset, "named_by": SETTINGS}
     usual |= {"epochs": recipe.epochs, "head_lr": recipe.learning_rates["head"]}
@@ -108,9 +109,9 @@ def choose(study: Study, dataset: str) -> list[Task]:
         scale = None if loss == "softmax" else recipe.scale
         own = recipe.default_margins.get(loss)
         start = Task(loss=loss, scale=scale, margin=own, **usual)
-        chosen.append(search(study, start, rounds(recipe, loss)))
+        chosen += search(study, start, rounds(recipe, loss))
     start = Task(loss="arcface", scale=64.0, margin=0.5, **usual)
-    chosen.append(search(study, start, [head_rates(recipe, margin.RATES)]))
+    chosen += search(study, start, [head_rates(recipe, margin.RATES)])
     if dataset in SMALLER:
         chosen.append(replace(start, **SMALLER[dataset]))
     return chosen
@@ -171,11 +172,13 @@ def tried(folder: Path, dataset: str) -> RunsByLoss:
 
 
 def runs(folder: Path, dataset: str) -> RunsByLoss:
-    """The trainings with the chosen settings, of the seeds that all have; none before they do."""
+    """The trainings with the chosen settings, of the seeds that all have; none before they do. A
+    search of which all trials collapsed chose nothing."""
     searches = tried(folder, dataset)
     if len(searches) <= len(COMPARED[dataset]):
         return {}
     settings = {name: best(group) for name, group in searches.items()}
+    settings = {name: run for name, run in settings.items() if not collapsed(run)}
     if dataset in SMALLER:
         settings[SMALL] = settings[ARCFACE] | SMALLER[dataset]
     made = {name: trained(folder, dataset, setting) for name, setting in settings.items()}
