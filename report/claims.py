@@ -107,11 +107,73 @@ def claims_on_best() -> dict[str, bool]:
     }
 
 
-def whole_recipe(loss: str, scale: float, margin_: float | None) -> StudyRecord:
-    """The trial of study.best on MNIST with these, and the recipe's learning rate."""
-    rate = margin.SETUPS["mnist"].recipe.learning_rates["head"]
-    wanted = (scale, margin_, rate)
-    runs = load(STUDY, "margin-tuning", "mnist")[loss]
+def claims_on_best_of_objects() -> dict[str, bool]:
+    """Of three losses with the best of their settings, and of their trials, on CIFAR-10."""
+    found, trials = best.runs(STUDY, "cifar10"), best.tried(STUDY, "cifar10")
+    keys = ("accuracy", "accuracy_tta")
+
+    def told(one: str, other: str, key: str) -> int:
+        return sign(differences(found, one, other, key))
+
+    def order(key: Callable[[StudyRecord], float]) -> set[tuple[str, ...]]:
+        """The losses from the smallest to the largest, with each seed."""
+        values = {name: [key(run) for run in group] for name, group in found.items()}
+        seeds = range(min(map(len, values.values()), default=0))
+        return {tuple(sorted(values, key=lambda name: values[name][k])) for k in seeds}
+
+    def ahead(scale: float) -> bool:
+        with_margin, without = (
+            whole_recipe("cifar10", *which)["accuracy"]
+            for which in (("arcface", scale, 0.1), ("norm-softmax", scale, None))
+        )
+        return bool(with_margin > without)
+
+    on_sphere = without_softmax([run for group in trials.values() for run in group])
+
+    def settings(key: str, holds: Callable[[float], bool]) -> list[list[Any]]:
+        """Of the trials, but softmax's, of which an angle holds."""
+        chosen = [run for run in on_sphere if holds(run["angles"][key])]
+        return [[run[name] for name in best.SETTINGS] for run in chosen]
+
+    plain = LOSS_STYLE["softmax"][0]
+    return {
+        "CIFAR-10 at its best: no two losses can be told apart, plain or with TTA": (
+            all(len(group) == 5 for group in found.values())
+            and len(found) == 3
+            and not any(
+                told(*pair, key) for pair in itertools.combinations(found, 2) for key in keys
+            )
+        ),
+        "CIFAR-10 at its best: differences of more than half a point are excluded": bool(found)
+        and all(
+            abs(mean) + half < 0.5
+            for name in found
+            if name != ARCFACE
+            for key in keys
+            for mean, half in [interval(differences(found, name, key=key))]
+        ),
+        "CIFAR-10's trials: the margin was ahead at three of five scales": (
+            [ahead(s) for s in (3, 6, 12, 24, 48)] == [False, True, True, True, False]
+        ),
+        "CIFAR-10 at its best: normalised softmax has the most compact and closest classes": (
+            order(angle_of("intra_test")) == {(NORMALISED, ARCFACE, plain)}
+            and order(angle_of("inter_test")) == {(NORMALISED, ARCFACE, plain)}
+        ),
+        "CIFAR-10 at its best: ArcFace has the largest ratio": (
+            {losses[-1] for losses in order(ratio)} == {ARCFACE}
+        ),
+        "CIFAR-10's trials: three ended with all centres in one direction, two away from them": (
+            settings("w_inter", lambda angle: angle < 0.1)
+            == [[24, 0.3, 1], [64, 0.5, 0.25], [64, 0.5, 1]]
+            and settings("w_ec", lambda angle: angle > 90) == [[24, 0.1, 2], [64, 0.5, 4]]
+        ),
+    }
+
+
+def whole_recipe(dataset: str, loss: str, scale: float, m: float | None) -> StudyRecord:
+    """The trial of study.best with these, and the recipe's learning rate."""
+    wanted = (scale, m, margin.SETUPS[dataset].recipe.learning_rates["head"])
+    runs = load(STUDY, "margin-tuning", dataset)[loss]
     (found,) = (run for run in runs if tuple(run[key] for key in best.SETTINGS) == wanted)
     return found
 
@@ -174,10 +236,11 @@ def claims_on_scale_and_margin() -> dict[str, bool]:
     at_0 = [values[0] for values in between.values()]
     narrower = {s: bool((np.diff(values) < 0).all()) for s, values in within.items()}
     longer = {
-        s: whole_recipe("norm-softmax", s, None)["angles"]["inter_test"] for s in (16, 32, 64)
+        s: whole_recipe("mnist", "norm-softmax", s, None)["angles"]["inter_test"]
+        for s in (16, 32, 64)
     }
-    at_32 = [whole_recipe("norm-softmax", 32, None)]
-    at_32 += [whole_recipe("arcface", 32, m) for m in (0.1, 0.3)]
+    at_32 = [whole_recipe("mnist", "norm-softmax", 32, None)]
+    at_32 += [whole_recipe("mnist", "arcface", 32, m) for m in (0.1, 0.3)]
     return {
         "without a margin, classes are closer the larger the scale": bool(
             (np.diff(at_0) < 0).all()
@@ -577,6 +640,7 @@ def all_claims() -> dict[str, bool]:
     """Whether the records bear each claim out."""
     parts: list[Callable[[], dict[str, Any]]] = [
         claims_on_best,
+        claims_on_best_of_objects,
         claims_on_scale_and_margin,
         claims_on_sphere,
         claims_on_unseen_classes,

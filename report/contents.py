@@ -3,6 +3,7 @@
 import ast
 import textwrap
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,7 @@ def numbers() -> dict[str, Any]:
         _, without, larger = margin.OTHERS
         found["larger"] = tables.mean_ci(differences(cifar, larger, without), 2)
         found["sphere"], found["damage"] = sphere_numbers(), damage_numbers()
-        found["random"] = f"{claims.random_centres(128):.1f}°"
+        found["random"] = [f"{claims.random_centres(d):.1f}°" for d in (128, 256)]
         on_gpu = records.load_json(ROOT / "figures/cifar10/gpu.json")
         found |= {"torch_gpu": on_gpu[0]["versions"]["torch"].partition("+")[0]}
         return found | {"tables": {name: rows(table) for name, table in markdown.items()}}
@@ -135,7 +136,7 @@ def grid_numbers() -> dict[str, Any]:
     between = claims.scale_and_margin(angle_of("inter_test"))
     accuracy = claims.scale_and_margin(lambda run: 100 * run["accuracy"])
     every = [value for values in accuracy.values() for value in values]
-    whole = claims.whole_recipe
+    whole = partial(claims.whole_recipe, "mnist")
     longer = [angle_of("inter_test")(whole("norm-softmax", s, None)) for s in (16, 32, 64)]
     narrower = [whole("norm-softmax", 32, None), *(whole("arcface", 32, m) for m in (0.1, 0.3))]
     return {

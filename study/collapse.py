@@ -2,13 +2,10 @@
 
 Six classes of CIFAR-10, s = 12 and m = 0.3 in an earlier recipe: the beginning of such a training,
 over ten seeds, with the margin from the first step and with a margin that rises; other losses,
-margins and learning rates are the controls. Then the beginning of CIFAR-10's default recipe at
-larger scales, where all classes can end in one direction although the margin rises. Records go to
-figures/study/, and so does the picture, collapse.png; ``--figures-only`` draws it, and fills the
-page's table, from the records alone.
+margins and learning rates are the controls. Records go to figures/study/, and so does the picture,
+collapse.png; ``--figures-only`` draws it from the records alone.
 """
 
-import math
 import sys
 from dataclasses import replace
 from functools import partial
@@ -22,13 +19,10 @@ import arcface_cifar10
 from experiment import data, records
 from experiment.data import Data
 from experiment.errors import Problem
-from experiment.evaluation import angles_to_centres
-from experiment.figures import BLUE, LOSS_STYLE, ORANGE
+from experiment.figures import BLUE, ORANGE
 from experiment.records import ROOT
 from experiment.training import Trained
 from study.runs import Setup, Study, Task, train_and_draw
-from study.selection import StudyRecord, load
-from study.tables import markdown
 from study.unseen import classes_seen
 
 # Twelve epochs of that recipe were 720 steps, the first 72 of them its warm-up. It is the beginning
@@ -45,17 +39,6 @@ RECIPE = replace(
     margin_warm_up=0.6,
 )
 SETUP = Setup(train=arcface_cifar10.train, recipe=RECIPE, seeds=10)
-# The first 50 of the default recipe's 246 steps, with its warm-up of 24.6. The last of the sizes is
-# cut out of the image, the others are scaled: only the last step has it.
-BEGINNING = replace(
-    arcface_cifar10.DEFAULT,
-    augmentation=arcface_cifar10.DEFAULT.augmentation | {"sizes": [16] * 49 + [32]},
-    warm_up=24.6 / 50,
-    margin_warm_up=24.6 / 50,
-    epochs=2,
-)
-MERGED_SETUP = Setup(train=arcface_cifar10.train, recipe=BEGINNING, seeds=3)
-MERGED = 1.0  # degrees to the nearest other centre, in the mean, below which all are one
 NAMED_BY = ("scale", "margin", "head_lr", "margin_warm_up", "seed")
 
 
@@ -86,44 +69,9 @@ def tasks() -> list[Task]:
     return found + controls
 
 
-def merged_tasks() -> list[Task]:
-    """The beginnings of the default recipe: at s = 24 a large and a small margin over all seeds,
-    then each control with one."""
-    large = Task(
-        part="merged",
-        dataset="cifar10",
-        loss="arcface",
-        scale=24.0,
-        margin=0.3,
-        head_lr=BEGINNING.learning_rates["head"],
-        epochs=BEGINNING.epochs,
-        margin_warm_up=BEGINNING.margin_warm_up,
-        named_by=NAMED_BY,
-    )
-    controls = [
-        replace(large, scale=64.0, margin=0.5),
-        replace(large, scale=6.0),
-        replace(large, loss="cosface"),
-        replace(large, head_lr=large.head_lr / 4),
-        replace(large, margin=0.2),
-    ]
-    pair = (large, replace(large, margin=0.1))
-    return [
-        replace(task, seed=seed) for seed in range(MERGED_SETUP.seeds) for task in pair
-    ] + controls
-
-
 def measure(trained: Trained, source: Data, precision: str) -> dict[str, Any]:
     """The mean θ to the own centre of each step, in degrees."""
     return {"mean_theta": [round(theta, 1) for theta in trained.mean_theta.rad2deg().tolist()]}
-
-
-def measure_centres(trained: Trained, source: Data, precision: str) -> dict[str, Any]:
-    """:func:`measure`, and the angle from a centre to the nearest other, the mean, in degrees."""
-    centres = trained.head.weight.detach()
-    theta = angles_to_centres(centres, centres).fill_diagonal_(math.inf)
-    nearest = theta.min(dim=1).values.mean().rad2deg().item()
-    return measure(trained, source, precision) | {"w_inter": nearest}
 
 
 def compute(folder: Path, data_folder: Path) -> None:
@@ -134,43 +82,6 @@ def compute(folder: Path, data_folder: Path) -> None:
     for task in tasks():
         study.run(task, seen, measure)
     study.bar.close()
-    study = Study(folder, MERGED_SETUP, source, len(merged_tasks()))
-    for task in merged_tasks():
-        study.run(task, source, measure_centres)
-    study.bar.close()
-
-
-def merged(folder: Path) -> dict[tuple[str, float, float, float, float], list[StudyRecord]]:
-    """The beginnings of the default recipe by loss, scale, margin, the head's learning rate and
-    what of the steps the margin rises in."""
-    found: dict[tuple[str, float, float, float, float], list[StudyRecord]] = {}
-    for runs in load(folder, "merged", "cifar10").values():
-        for run in runs:
-            key = (run["loss"], *(run[name] for name in NAMED_BY[:-1]))
-            found.setdefault(key, []).append(run)
-    return found
-
-
-def tables(folder: Path) -> dict[str, str]:
-    """How many of these ended in one direction, by the name of the table's mark; none without
-    records."""
-    lines = []
-    for (loss, s, margin, rate, rise), runs in merged(folder).items():
-        apart = [run["w_inter"] for run in runs]
-        right = [100 * run["test_accuracy"] for run in runs]
-        lines.append(
-            [
-                LOSS_STYLE[loss][0],
-                *(f"{value:g}" for value in (s, margin, rate)),
-                f"{50 * rise:.1f}",
-                f"{sum(angle < MERGED for angle in apart)} of {len(runs)}",
-                f"{min(apart):.2f} to {max(apart):.2f}",
-                f"{min(right):.0f} to {max(right):.0f}",
-            ]
-        )
-    head = ["loss", "s", "margin", "head learning rate", "steps in which the margin rises"]
-    head += [f"W-Inter below {MERGED:g}°", "W-Inter, °", "test accuracy, %"]
-    return {"merged-cifar10": markdown(head, lines)} if lines else {}
 
 
 def draw(folder: Path) -> plt.Figure:
@@ -199,14 +110,13 @@ def draw(folder: Path) -> plt.Figure:
 
 
 def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
-    """Run what has no record yet, then draw and fill the table. Returns the exit status.
+    """Run what has no record yet, then draw. Returns the exit status.
 
     Args:
         root: the folder of figures/, where records are kept and the picture goes.
     """
     folder = root / "figures" / "study"
-    pictures = {"collapse.png": draw}
-    return train_and_draw(__doc__, argv, partial(compute, folder), folder, pictures, tables)
+    return train_and_draw(__doc__, argv, partial(compute, folder), folder, {"collapse.png": draw})
 
 
 if __name__ == "__main__":

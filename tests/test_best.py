@@ -16,8 +16,8 @@ RECIPE = margin.SETUPS["mnist"].recipe
 class FakeStudy:
     """Writes records without training; ``accuracy`` is called with a task."""
 
-    def __init__(self, folder, accuracy=lambda task: 0.9, seeds=2):
-        setup = replace(margin.SETUPS["mnist"], seeds=seeds)
+    def __init__(self, folder, accuracy=lambda task: 0.9, seeds=2, dataset="mnist"):
+        setup = replace(margin.SETUPS[dataset], seeds=seeds)
         self.folder, self.setup, self.accuracy = folder, setup, accuracy
         self.source, self.bar, self.tasks = self, self, []
 
@@ -178,15 +178,18 @@ def test_arcface_with_a_smaller_scale_had_the_highest_accuracy_on_held_out_image
     assert small["accuracy"] > max(run["test_accuracy"] for run in tried)
 
 
-def test_the_records_on_disk_are_those_of_the_whole_comparison(monkeypatch):
+@pytest.mark.parametrize("dataset", best.COMPARED)
+def test_the_records_on_disk_are_those_of_the_whole_comparison(dataset, monkeypatch):
     """Each choice follows from the trials, and what was chosen has every seed."""
-    study = FakeStudy(FOLDER, seeds=margin.SETUPS["mnist"].seeds)
-    trials = load(FOLDER, "margin-tuning", "mnist").values()
+    study = FakeStudy(FOLDER, seeds=margin.SETUPS[dataset].seeds, dataset=dataset)
+    trials = load(FOLDER, "margin-tuning", dataset).values()
     known = {run["name"]: run for of in trials for run in of}
     monkeypatch.setattr(study, "run", lambda task, source, measure: known.pop(task.name))
-    best.compare(study, "mnist")  # anything else that it would train is a KeyError
+    best.compare(study, dataset)  # anything else that it would train is a KeyError
     assert not known
-    assert {len(of) for of in best.runs(FOLDER, "mnist").values()} == {study.setup.seeds}
+    made = best.runs(FOLDER, dataset)
+    assert {len(of) for of in made.values()} == {study.setup.seeds}
+    assert (best.PAPER_SETTING in made) == (dataset == "mnist")
 
 
 @pytest.mark.parametrize("dataset", best.COMPARED)

@@ -1,18 +1,10 @@
-"""study/collapse.py: which trainings it makes, the picture of their angles, and its table."""
-
-import math
-from types import SimpleNamespace
+"""study/collapse.py: which trainings it makes, and the picture of their angles."""
 
 import matplotlib.pyplot as plt
 import pytest
-import torch
 
-import arcface_cifar10
 from experiment import records
-from experiment.training import epoch_lengths
-from study import collapse, tables
-
-FOLDER = records.ROOT / "figures" / "study"
+from study import collapse
 
 
 def test_with_and_without_the_rise_differ_in_nothing_else():
@@ -35,41 +27,8 @@ def test_the_warm_up_is_that_of_the_longer_trainings():
 
 
 def test_every_training_is_on_record_and_no_other():
-    for part, tasks in (("collapse", collapse.tasks()), ("merged", collapse.merged_tasks())):
-        if not (FOLDER / f"{part}-cifar10.jsonl").exists():
-            continue
-        runs = records.load_lines(FOLDER / f"{part}-cifar10.jsonl")
-        assert sorted(run["name"] for run in runs) == sorted(task.name for task in tasks)
-
-
-def test_the_beginning_is_that_of_the_default_recipe():
-    """Its whole epochs, first size and warm-up."""
-    recipe, whole = collapse.BEGINNING, arcface_cifar10.DEFAULT
-    steps = 50_000 // whole.batch_size
-    total = sum(epoch_lengths(whole.epochs, steps, whole.hardest, whole.full_epochs))
-    assert recipe.epochs == whole.full_epochs[0]
-    assert recipe.warm_up * recipe.epochs * steps == pytest.approx(whole.warm_up * total)
-    assert recipe.margin_warm_up == recipe.warm_up and whole.margin_warm_up == whole.warm_up
-    sizes = recipe.augmentation["sizes"]
-    assert len(sizes) == 50 and {*sizes[:-1]} == {16} and sizes[-1] == 32
-    own = whole.augmentation["sizes"]
-    assert own[0] == 16 and own[-1] == 32 and total // len(own) == 49
-
-
-def test_the_angle_between_centres_is_that_to_the_nearest_other():
-    weight = torch.tensor([[1.0, 0.0], [5.0, 5.0], [-1.0, 0.0], [0.0, -2.0]])
-    trained = SimpleNamespace(
-        head=SimpleNamespace(weight=weight), mean_theta=torch.tensor([math.pi / 2, 0.5])
-    )
-    found = collapse.measure_centres(trained, None, "float32")
-    assert found["mean_theta"] == [90.0, 28.6]
-    assert found["w_inter"] == pytest.approx((45 + 45 + 90 + 90) / 4, abs=0.01)
-
-
-def test_the_page_has_the_table_of_the_records():
-    text = (FOLDER / "README.md").read_text(encoding="utf-8")
-    for name, content in collapse.tables(FOLDER).items():
-        assert tables.fill(text, name, content) == text
+    runs = records.load_lines(records.ROOT / "figures/study/collapse-cifar10.jsonl")
+    assert sorted(run["name"] for run in runs) == sorted(task.name for task in collapse.tasks())
 
 
 def test_the_picture_has_a_line_for_each_seed(tmp_path):

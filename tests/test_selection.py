@@ -23,6 +23,8 @@ PARTS = {
 CIFAR10_PARTS = {
     "unseen": 24,
     "margin": 15,
+    "margin-tuning": 30,
+    "best": 10,
     "corruption": 6,
     "unwhitened": 1,
 }
