@@ -185,7 +185,7 @@ def trials_agree(scale: float, key: str, compare: Callable[[float, float], bool]
     every = [run for group in load(STUDY, "margin-tuning", "mnist").values() for run in group]
     rate = margin.SETUPS["mnist"].recipe.learning_rates["head"]
     runs = [run for run in every if (run["scale"], run["head_lr"]) == (scale, rate)]
-    (without,) = (run["angles"][key] for run in runs if run["loss"] == "norm-softmax")
+    without = whole_recipe("mnist", "norm-softmax", scale, None)["angles"][key]
     others = [run["angles"][key] for run in runs if run["loss"] != "norm-softmax"]
     return len(others) > 5 and all(compare(angle, without) for angle in others)
 
@@ -227,6 +227,15 @@ def scale_and_margin(key: Callable[[dict[str, Any]], float]) -> dict[float, list
     }
 
 
+def after_the_whole_recipe() -> tuple[dict[float, float], list[float]]:
+    """Of trials on MNIST, beside these short runs: Inter without a margin by scale; and Intra at
+    s = 32 with m = 0, 0.1 and 0.3."""
+    without = {s: whole_recipe("mnist", "norm-softmax", s, None) for s in (16.0, 32.0, 64.0)}
+    at_32 = [without[32], *(whole_recipe("mnist", "arcface", 32, m) for m in (0.1, 0.3))]
+    inter, intra = angle_of("inter_test"), angle_of("intra_test")
+    return {s: inter(run) for s, run in without.items()}, list(map(intra, at_32))
+
+
 def claims_on_scale_and_margin() -> dict[str, bool]:
     """Of ArcFace on MNIST with every pair of a scale and a margin, m = 0 first."""
     within, between, w_ec = (
@@ -236,12 +245,7 @@ def claims_on_scale_and_margin() -> dict[str, bool]:
     accuracy = scale_and_margin(lambda run: 100 * run["accuracy"])
     at_0 = [values[0] for values in between.values()]
     narrower = {s: bool((np.diff(values) < 0).all()) for s, values in within.items()}
-    longer = {
-        s: whole_recipe("mnist", "norm-softmax", s, None)["angles"]["inter_test"]
-        for s in (16, 32, 64)
-    }
-    at_32 = [whole_recipe("mnist", "norm-softmax", 32, None)]
-    at_32 += [whole_recipe("mnist", "arcface", 32, m) for m in (0.1, 0.3)]
+    longer, at_32 = after_the_whole_recipe()
     return {
         "without a margin, classes are closer the larger the scale": bool(
             (np.diff(at_0) < 0).all()
@@ -260,8 +264,7 @@ def claims_on_scale_and_margin() -> dict[str, bool]:
             max(within[s]) == max(within[s][1:4]) > within[s][0] for s in (32, 64)
         ),
         "three epochs are not the end: apart without a margin, and narrower with one at s = 32": (
-            all(longer[s] > between[s][0] + 5 for s in longer)
-            and bool((np.diff([run["angles"]["intra_test"] for run in at_32]) < 0).all())
+            all(longer[s] > between[s][0] + 5 for s in longer) and bool((np.diff(at_32) < 0).all())
         ),
         "no setting ends beyond 90° from the centres": max(map(max, w_ec.values())) < 90,
         "the accuracies over scale and margin lie within a quarter of a point": bool(
@@ -352,7 +355,7 @@ def by_seen(key: str, kind: str) -> dict[tuple[str, float | None], dict[int, lis
 
 
 def correlations_by_seen(kind: str, heads: bool = False) -> dict[str, list[tuple[float, float]]]:
-    """Those of verification, for each number of seen classes, from the smallest to the largest.
+    """verification.correlations for each number of seen classes, from the smallest to the largest.
 
     Args:
         kind: of seen.KINDS. heads: without plain softmax.
@@ -363,14 +366,14 @@ def correlations_by_seen(kind: str, heads: bool = False) -> dict[str, list[tuple
 def correlations_by_split(
     dataset: str, heads: bool = False
 ) -> dict[str, list[tuple[float, float]]]:
-    """Those of verification, for each choice of the classes; without softmax for ``heads``."""
+    """verification.correlations for each choice of the classes; without softmax for ``heads``."""
     return correlations(unseen.by_split(STUDY, dataset), heads)
 
 
 def correlations(
     groups: dict[int, list[StudyRecord]], heads: bool
 ) -> dict[str, list[tuple[float, float]]]:
-    """Those of verification, for groups of runs; without plain softmax for ``heads``."""
+    """verification.correlations of groups of runs; without plain softmax for ``heads``."""
     every = list(groups.values())
     return verification.correlations(list(map(without_softmax, every)) if heads else every)
 

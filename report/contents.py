@@ -3,7 +3,6 @@
 import ast
 import textwrap
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,8 @@ def numbers() -> dict[str, Any]:
         grid, unseen, seen, sphere, damage: of these parts of the study.
         again: differences of CIFAR-10's other losses to ArcFace, trained again. larger: of the
             larger margin to none.
-        random: W-Inter of ten random centres. torch_gpu: the version behind the GPU's runs.
+        random: W-Inter of ten random centres, in 128 and in 256 dimensions.
+        torch_gpu: the version behind the GPU's runs.
         tables: those of the README files, as lists of rows.
 
     Raises:
@@ -136,15 +136,13 @@ def grid_numbers() -> dict[str, Any]:
     between = claims.scale_and_margin(angle_of("inter_test"))
     accuracy = claims.scale_and_margin(lambda run: 100 * run["accuracy"])
     every = [value for values in accuracy.values() for value in values]
-    whole = partial(claims.whole_recipe, "mnist")
-    longer = [angle_of("inter_test")(whole("norm-softmax", s, None)) for s in (16, 32, 64)]
-    narrower = [whole("norm-softmax", 32, None), *(whole("arcface", 32, m) for m in (0.1, 0.3))]
+    longer, narrower = claims.after_the_whole_recipe()
     return {
         "inter": {str(s): f"{values[0]:.1f}°" for s, values in between.items()},
         "inter_largest": {str(s): f"{values[-1]:.1f}°" for s, values in between.items()},
         "ends": [f"{min(every):.2f}", f"{max(every):.2f}"],
-        "longer": [f"{value:.1f}" for value in longer],
-        "narrower": [f"{angle_of('intra_test')(run):.1f}" for run in narrower],
+        "longer": [f"{angle:.1f}" for angle in longer.values()],
+        "narrower": [f"{angle:.1f}" for angle in narrower],
     }
 
 
