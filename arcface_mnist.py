@@ -18,6 +18,7 @@ from experiment import cli, run
 from experiment.augment import fade, random_affine, to_float
 from experiment.data import Data
 from experiment.layers import Conv, batch_norm, block
+from experiment.muon import Muon
 from experiment.recipe import Recipe, Settings, margins
 from experiment.training import Batch, Trained, Training
 
@@ -110,7 +111,8 @@ def train(recipe: Recipe, settings: Settings, data: Data, out: Path, resume: boo
     others = [p for p in network.parameters() if p.requires_grad and p not in set(filters)]
     groups = [{"params": others, "lr": rates["others"]}]
     groups.append({"params": head.parameters(), "lr": head_rate})
-    muon = torch.optim.Muon(filters, lr=rates["filters"], **recipe.muon)
+    precision = getattr(torch, settings.precision)  # torch.bfloat16 or torch.float32
+    muon = Muon(filters, lr=rates["filters"], dtype=precision, **recipe.muon)
     optimizers = [muon, torch.optim.SGD(groups, **recipe.sgd)]
     training = Training(network, head, optimizers, recipe, settings, data, out, resume)
 

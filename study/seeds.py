@@ -2,10 +2,10 @@
 
 Seed 0 leaves its pictures and ``run.json`` in the folder of that name below figures/; every seed
 leaves its record, without the history, in ``seeds.json`` there. A seed that has a record is not run
-again, and an interrupted one is resumed. With ``--gpu`` there are no pictures, and the records go
-to ``gpu.json``. Before and after each seed of a default recipe the steps of a published training
-are timed (study/yardstick.py): machines differ, and the ratio less so. ``table`` in place of a
-recipe writes the README's table of results.
+again, and an interrupted one is resumed. With ``--float32`` or ``--gpu`` there are no pictures, and
+the records go to ``float32.json`` or ``gpu.json``. Before and after each seed of a default recipe
+the steps of a published training are timed on a CPU (study/yardstick.py): machines differ, and the
+ratio less so. ``table`` in place of a recipe writes the README's table of results.
 """
 
 import argparse
@@ -31,6 +31,11 @@ from study.yardstick import yardstick_seconds
 
 SCRIPTS = {"mnist": arcface_mnist, "cifar10": arcface_cifar10}
 RECIPES = (*SCRIPTS, *(f"{dataset}-best" for dataset in SCRIPTS))  # each a folder of figures/
+OPTIONS = {  # of the scripts, for the records of a file
+    "seeds": ["--device", "cpu"],
+    "float32": ["--device", "cpu", "--precision", "float32"],
+    "gpu": ["--device", "cuda"],
+}
 WARM_UP_EPOCHS = 4  # of the training that loads a GPU's kernels: with it every size of image occurs
 
 
@@ -80,8 +85,8 @@ def table(root: Path = ROOT) -> str:
     Records that another version of a recipe made are called so.
     """
     lines = []
-    for file, name in product(("seeds.json", "gpu.json"), RECIPES):
-        path = root / "figures" / name / file
+    for file, name in product(OPTIONS, RECIPES):
+        path = root / "figures" / name / f"{file}.json"
         if path.exists():
             dataset, _, best = name.partition("-")
             recipe = SCRIPTS[dataset].RECIPES[best or "default"]
@@ -127,7 +132,7 @@ def run_seeds(
     seeds: int,
     source: Path | None,
     folder: Path,
-    device: str,
+    file: str,
     published: Callable[[], float] | None = None,
 ) -> None:
     """Run the seeds that have no record by this recipe in ``folder`` yet.
@@ -136,27 +141,27 @@ def run_seeds(
 
     Args:
         script: one of SCRIPTS. recipe: "default" or "best". source: see the scripts' --data.
-        device: "cpu", whose records are ``seeds.json``, or "cuda", whose records are ``gpu.json``.
+        file: one of OPTIONS, where the records go. Only the runs of "seeds" leave pictures.
         published: times a published training, in seconds. A record gets the mean of before and
             after as ``yardstick_seconds``.
 
     Raises:
         Problem: the data cannot be had or the device is not there, or a file cannot be written.
     """
-    path = folder / ("gpu.json" if device == "cuda" else "seeds.json")
+    path = folder / f"{file}.json"
     found = load_runs(path, script.RECIPES[recipe].dataset) if path.exists() else []
     found = [record for record in found if is_made_by(script.RECIPES[recipe], record)]
     missing = sorted(set(range(seeds)) - {record["seed"] for record in found})
     words = ["--recipe", recipe] if recipe != "default" else []
-    words += ["--device", device]
+    words += OPTIONS[file]
     scratch = folder / "seed-warm-up"
-    if device == "cuda" and missing:
+    if file == "gpu" and missing:
         train(script, prepare(script, [*words, "--epochs", str(WARM_UP_EPOCHS)], source, scratch))
         shutil.rmtree(scratch)
     before = None
     for seed in missing:
-        pictures = seed == 0 and device == "cpu"
-        out = folder if pictures else folder / f"seed-{seed}-{device}"
+        pictures = seed == 0 and file == "seeds"
+        out = folder if pictures else folder / f"seed-{seed}-{file}"
         if published and before is None:
             before = published()
         task = prepare(script, [*words, "--seed", str(seed)], source, out)  # its clock starts
@@ -213,7 +218,12 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
     kind = cli.number(int, 1, 1000)
     add("--seeds", type=kind, default=3, metavar="N", help="seeds 0 to N − 1 (default: 3)")
     add("--data", type=cli.path, metavar="DIR", help="as in the scripts")
-    add("--gpu", action="store_true", help="on a GPU, without pictures")
+    kinds = parser.add_mutually_exclusive_group()
+    slow = "in float32, as on a processor without fast bfloat16; without pictures"
+    kinds.add_argument("--float32", dest="file", action="store_const", const="float32", help=slow)
+    gpu = "on a GPU, without pictures"
+    kinds.add_argument("--gpu", dest="file", action="store_const", const="gpu", help=gpu)
+    parser.set_defaults(file="seeds")
 
     def work() -> None:
         options = parser.parse_args(argv)
@@ -222,21 +232,21 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
                 tables = {"headline": headline(root), "results": table(root)}
             fill_file(root / "README.md", tables)
             return
-        if options.gpu and not torch.cuda.is_available():
+        if options.file == "gpu" and not torch.cuda.is_available():
             remedy = "Leave it out to train on the CPU."
             raise Problem(f"--gpu: PyTorch sees no GPU on this machine. {remedy}")
         dataset, _, recipe = options.recipe.partition("-")
-        folder, device = root / "figures" / options.recipe, "cuda" if options.gpu else "cpu"
-        script = SCRIPTS[dataset]
-        timed = device == "cpu" and not recipe
+        folder, script = root / "figures" / options.recipe, SCRIPTS[dataset]
+        timed = options.file != "gpu" and not recipe
+        precision = "float32" if options.file == "float32" else "auto"
         run_seeds(
             script,
             recipe or "default",
             options.seeds,
             options.data,
             folder,
-            device,
-            partial(yardstick_seconds, dataset) if timed else None,
+            options.file,
+            partial(yardstick_seconds, dataset, precision) if timed else None,
         )
         print(table(root))
 

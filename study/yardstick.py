@@ -27,6 +27,7 @@ from experiment import machine
 from experiment.augment import shift_and_flip, to_float
 from experiment.data import Data
 from experiment.layers import Conv
+from experiment.muon import Muon
 from experiment.recipe import Recipe
 from experiment.training import epoch_lengths
 from study.runs import arcface_settings
@@ -40,7 +41,7 @@ class Yardstick:
 
     images, shape: how many training images there are, and their H × W × C.
     steps: how many the published training makes. timed: how many of them are measured at a time.
-    make_step: returns a function that makes one step on random images.
+    make_step: takes a precision, and returns a function that makes one step on random images.
     """
 
     name: str
@@ -49,7 +50,7 @@ class Yardstick:
     shape: tuple[int, int, int]
     steps: int
     timed: int
-    make_step: Callable[[], Callable[[], None]]
+    make_step: Callable[[str], Callable[[], None]]
 
 
 def cifar10_network() -> arcface_cifar10.Network:
@@ -57,8 +58,12 @@ def cifar10_network() -> arcface_cifar10.Network:
     return arcface_cifar10.Network(10, [64, 256, 256], residual=False, bn_momentum=0.4)
 
 
-def cifar10_step() -> Callable[[], None]:
-    """A step of 2,000 images, with Muon and SGD."""
+def cifar10_step(precision: str) -> Callable[[], None]:
+    """A step of 2,000 images, with Muon and SGD.
+
+    Args:
+        precision: of the network, as in the scripts' --precision.
+    """
     torch.manual_seed(0)
     network = cifar10_network()
     pixels = torch.randint(256, (2000, 32, 32, 3), dtype=torch.uint8)
@@ -68,11 +73,18 @@ def cifar10_step() -> Callable[[], None]:
     convolutions = [module for module in network.modules() if isinstance(module, Conv)]
     filters = [conv.weight for conv in convolutions]
     others = [p for p in network.parameters() if p.requires_grad and p not in set(filters)]
+    precision = machine.choose_precision(precision, torch.device("cpu"))
     optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.Muon(filters, lr=0.24, momentum=0.6, weight_decay=0, ns_steps=3),
+        Muon(
+            filters,
+            lr=0.24,
+            momentum=0.6,
+            weight_decay=0,
+            ns_steps=3,
+            dtype=getattr(torch, precision),
+        ),
         torch.optim.SGD(others, lr=0.1, momentum=0.85, nesterov=True),
     ]
-    precision = machine.choose_precision("auto", torch.device("cpu"))
     noise = torch.Generator().manual_seed(0)
 
     def step() -> None:
@@ -98,8 +110,8 @@ def mnist_network() -> nn.Module:
     )
 
 
-def mnist_step() -> Callable[[], None]:
-    """A step of 64 images, with Adadelta in float32."""
+def mnist_step(_precision: str) -> Callable[[], None]:
+    """A step of 64 images, with Adadelta, always in float32."""
     torch.manual_seed(0)
     network = mnist_network()
     x, label = torch.rand(64, 1, 28, 28), torch.randint(10, (64,))
@@ -135,10 +147,10 @@ YARDSTICKS = {
 }
 
 
-def yardstick_seconds(name: str) -> float:
+def yardstick_seconds(name: str, precision: str = "auto") -> float:
     """Seconds of a whole published training: the median of some steps, times the number of all."""
     machine.keep_malloc_arenas()
-    step = YARDSTICKS[name].make_step()
+    step = YARDSTICKS[name].make_step(precision)
     seconds = []
     for _ in range(SKIPPED + YARDSTICKS[name].timed):
         began = time.perf_counter()
