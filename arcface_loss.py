@@ -1,10 +1,9 @@
 """ArcFace (Deng et al., CVPR 2019) and its family of angular margins, as one PyTorch module.
-This file needs torch and nothing else: copy it into your project.
 
-    head = ArcMarginProduct(in_features=512, out_features=1000, s=64.0, m=0.5)
-    loss = F.cross_entropy(head(embeddings, label), label)   # training: the margin needs the label
-    loss = head.loss(embeddings, label)                      # the same without the logits' memory
-    prediction = head(embeddings).argmax(dim=1)              # inference: plain s·cos θ, no margin
+head = ArcMarginProduct(in_features=512, out_features=1000, s=64.0, m=0.5)
+loss = F.cross_entropy(head(embeddings, label), label)   # training: the margin needs the label
+loss = head.loss(embeddings, label)                      # the same without the logits' memory
+prediction = head(embeddings).argmax(dim=1)              # inference: plain s·cos θ, no margin
 """
 
 import math
@@ -86,14 +85,11 @@ class ArcMarginProduct(nn.Module):
         self._check(input, label, optional=True)
         return _differentiable(self, label, None, 1, input, self.weight)
 
-    def loss(
-        self, input: Tensor, label: Tensor, *, reduction: str = "mean", block: int | None = None
-    ) -> Tensor:
-        """``F.cross_entropy(self(input, label), label, reduction=reduction)`` in less memory.
-
-        Logits, and from them both gradients, are made for ``block`` samples at a time (None: as
-        many as have 2²⁷ logits, at least 64): the memory is the weight, its gradient unless frozen,
-        and a block's logits, which "none" and a second backward pass make again.
+    def loss(self, input: Tensor, label: Tensor, *,
+        reduction: str = "mean", block: int | None = None) -> Tensor:  # fmt: skip
+        """``F.cross_entropy(self(input, label), label, reduction=reduction)`` in less memory: the
+        weight, its gradient unless frozen, and the logits of ``block`` samples (None: as many as
+        have 2²⁷ logits, at least 64), which "none" and a second backward pass make again.
         """
         self._check(input, label, optional=False)
         if reduction not in ("mean", "sum", "none"):
@@ -170,7 +166,8 @@ def _sphere(head: ArcMarginProduct, label: Any, needs: Any, x: Tensor, W: Tensor
     dtype = torch.promote_types(torch.promote_types(x.dtype, W.dtype), torch.float32)
     x_hat, *length = _unit(x.to(dtype))
     size = max(1, 2**20 // W.shape[1]) if _eager() else len(W)  # rows that fit into a cache
-    whole = [_unit(W.to(dtype))] if len(W) <= size else []  # many are not kept, but made again
+    whole = [_unit(W.to(dtype))] if len(W) <= size else []  # of many, only the lengths are kept
+    kept: dict[int, list[Tensor]] = {}
     s, d_x, d_W = head.s, *(x.shape[1] * need for need in needs)  # no columns: no gradient
     if label is not None:
         W_y = F.embedding(label, whole[0][0]) if whole else unit(F.embedding(label, W).to(dtype))
@@ -180,7 +177,11 @@ def _sphere(head: ArcMarginProduct, label: Any, needs: Any, x: Tensor, W: Tensor
         excess = s * (phi - torch.cos(theta))
 
     def centres() -> Any:
-        return whole or (_unit(rows.to(dtype)) for rows in torch.split(W, size))
+        for j, rows in enumerate(() if whole else torch.split(W, size)):
+            again = [(rows / kept[j][0]).div_(kept[j][1]), *kept[j]] if j in kept else None
+            V, *kept[j] = again or _unit(rows.to(dtype))
+            yield V, *kept[j]
+        yield from whole
 
     def logits(rows: Any = slice(None)) -> Tensor:
         e = s * x_hat[rows]
@@ -191,18 +192,17 @@ def _sphere(head: ArcMarginProduct, label: Any, needs: Any, x: Tensor, W: Tensor
         return z if label is None else add(1, label[rows, None], excess[rows])
 
     def pull(blocks: Any) -> tuple[Tensor, Tensor]:
-        grad_x, grad_W = torch.zeros_like(x_hat[:, :d_x]), torch.zeros_like(W[:, :d_W], dtype=dtype)
-        chunks = torch.split(grad_W, size)
+        dx, dW = torch.zeros_like(x_hat[:, :d_x]), torch.zeros_like(W[:, :d_W], dtype=dtype)
         for rows, G in blocks:
             if label is not None:
                 G.scatter_(1, y := label[rows, None], G.gather(1, y) * c_y[rows])
-            for G_j, g, V in zip(torch.split(G, size, 1), chunks, centres(), strict=True):
-                grad_x[rows].addmm_(G_j, V[0][:, :d_x])
+            for V, G_j, g in zip(centres(), G.split(size, 1), torch.split(dW, size), strict=True):
+                dx[rows].addmm_(G_j, V[0][:, :d_x])
                 g.addmm_(G_j.T, x_hat[rows, :d_W])
-        _through_unit(s, grad_x, x_hat[:, :d_x], *length)
-        for g, (W_hat, *lengths) in zip(chunks, centres(), strict=True):
-            _through_unit(s, g, W_hat[:, :d_W], *lengths)
-        return grad_x, grad_W
+                if (rows.stop or len(x)) >= len(x):  # the last block
+                    _through_unit(s, g, V[0][:, :d_W], *V[1:])
+        _through_unit(s, dx, x_hat[:, :d_x], *length)
+        return dx, dW
 
     return x_hat, logits, pull
 

@@ -109,12 +109,10 @@ def train(recipe: Recipe, settings: Settings, data: Data, out: Path, resume: boo
     convolutions = [module for module in network.modules() if isinstance(module, Conv)]
     filters = [conv.weight for conv in convolutions]
     others = [p for p in network.parameters() if p.requires_grad and p not in set(filters)]
-    groups = [{"params": others, "lr": rates["others"]}]
-    groups.append({"params": head.parameters(), "lr": head_rate})
-    precision = getattr(torch, settings.precision)  # torch.bfloat16 or torch.float32
-    muon = Muon(filters, lr=rates["filters"], dtype=precision, **recipe.muon)
-    optimizers = [muon, torch.optim.SGD(groups, **recipe.sgd)]
-    training = Training(network, head, optimizers, recipe, settings, data, out, resume)
+    groups = [(others, rates["others"]), (head.parameters(), head_rate)]
+    sgd = torch.optim.SGD([{"params": ps, "lr": rate} for ps, rate in groups], **recipe.sgd)
+    muon = Muon(filters, rates["filters"], precision=settings.precision, **recipe.muon)
+    training = Training(network, head, [muon, sgd], recipe, settings, data, out, resume)
 
     def step(x: Tensor, label: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logits, embeddings = training.model(x, label)
@@ -122,7 +120,7 @@ def train(recipe: Recipe, settings: Settings, data: Data, out: Path, resume: boo
         losses.mean().backward()
         for conv in convolutions:
             conv.renormalise()
-        for optimizer in optimizers:
+        for optimizer in (muon, sgd):
             optimizer.step()
             optimizer.zero_grad()
         return losses, logits, embeddings

@@ -14,8 +14,6 @@ from report import claims
 from study import best, corruption, margin, seeds, seen, sphere, tables, unseen
 from study.selection import angle_of, differences
 
-FLOAT32 = ROOT / "figures/benchmarks/float32.json"
-
 
 def numbers() -> dict[str, Any]:
     """Every number of the report, as it is printed there, from the records on disk.
@@ -85,12 +83,18 @@ def run_numbers(name: str) -> dict[str, Any]:
         "others": f"{min(by_class[name] for name in by_class if name not in low):.1f}",
         "torch": first["versions"]["torch"].partition("+")[0],
         "total_seconds": tables.mean_ci(whole, 0),
-        "seeds": len(runs),
-        "float32": f"{records.load_json(FLOAT32)['seconds'][name]:.0f}",
+        "float32": timed(seeds.load_runs(folder / "float32.json", first["dataset"])),
+        **timed(runs),
+    }
+
+
+def timed(runs: list[Any]) -> dict[str, Any]:
+    """Means over runs, and their time beside that of the published training."""
+    ratios = [run["train_seconds"] / run["yardstick_seconds"] for run in runs]
+    return {
         "yardstick": tables.mean_ci([run["yardstick_seconds"] for run in runs], 0),
-        "ratio": tables.mean_ci(
-            [run["train_seconds"] / run["yardstick_seconds"] for run in runs], 2
-        ),
+        "ratio": tables.mean_ci(ratios, 2),
+        "seeds": len(runs),
         **seeds.means(runs),
     }
 

@@ -1,16 +1,17 @@
-"""Speed and memory, measured: python -m study.benchmark [head | step | float32 | all | figures]
+"""Speed and memory, measured: python -m study.benchmark [head | step | muon | all | figures]
 
 ``head``: one forward and backward pass of the loss over C classes, beside the floor and beside
 pytorch-metric-learning (in tests/requirements.txt). ``step``: one training step of CIFAR-10's
-default recipe beside a plain PyTorch loop, and where its time goes. ``float32``: what the default
-recipes would take without bfloat16. Peak memory is that of a process of its own. The methods take
-turns, and tables give medians, because machines are noisy. Whole trainings are timed beside
-published ones by study/seeds.py.
+default recipe beside a plain PyTorch loop, and where its time goes. ``muon``: a step of PyTorch's
+Muon and of ours, which need not be in bfloat16. Peak memory is that of a process of its own. The
+methods take turns, and tables give medians, because machines are noisy. Whole trainings are timed
+beside published ones by study/seeds.py.
 Records, pictures and the tables of figures/benchmarks/README.md are written at the end; ``figures``
 writes them from the records alone.
 """
 
 import argparse
+import io
 import math
 import resource
 import sys
@@ -18,11 +19,13 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import redirect_stdout
 from dataclasses import replace
-from itertools import accumulate
+from itertools import accumulate, product
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -36,16 +39,21 @@ import arcface_cifar10
 from arcface_loss import ArcMarginProduct
 from experiment import cli, errors, figures, machine, records
 from experiment.augment import to_float
+from experiment.data import Data
 from experiment.errors import Problem
 from experiment.figures import BLUE, GREEN, GREY, ORANGE, STYLE
 from experiment.layers import Conv, Residual
+from experiment.muon import Muon
+from experiment.recipe import Recipe
 from experiment.records import ROOT
+from study.runs import arcface_settings
+from study.seeds import machine_of
 from study.tables import fill_file, markdown, mean_ci, paired_ratio
 from study.tuning import operations
-from study.yardstick import SKIPPED, YARDSTICKS, float32_seconds, script_steps
+from study.yardstick import SKIPPED, YARDSTICKS
 
 N, D = 512, 512  # batch and embedding size of the head's benchmark, the paper's
-ROUNDS = {"head": 9, "step": 3, "float32": 3}
+ROUNDS = {"head": 9, "step": 3, "muon": 3}
 CLASSES = (10, 1_000, 10_000, 100_000, 1_000_000)
 HEADS = {
     "floor": "floor",
@@ -61,6 +69,11 @@ STEPS = {
     "loop": "plain loop, float32",
 }
 STEP_IMAGES = 500  # in one of these steps
+MUONS = {
+    "torch": "torch.optim.Muon",
+    "bfloat16": "ours, bfloat16",
+    "float32": "ours, float32",
+}
 RUN_LABELS = {
     "mnist": "MNIST",
     "mnist-best": "MNIST, best",
@@ -157,7 +170,35 @@ def train_steps(method: str, steps: int, images: int = STEP_IMAGES) -> list[floa
     recipe = arcface_cifar10.DEFAULT
     recipe = replace(recipe, augmentation=recipe.augmentation | {"sizes": [32]})
     precision = "float32" if method == "recipe32" else "auto"
-    return script_steps(arcface_cifar10, recipe, pixels, label, steps, precision)
+    return script_steps(recipe, pixels, label, steps, precision)
+
+
+def script_steps(
+    recipe: Recipe, pixels: Tensor, label: Tensor, steps: int, precision: str
+) -> list[float]:
+    """Seconds of each step of the script's train(), all of the given images in each: choice of
+    images, augmentation, measurement and learning rates are part of it.
+
+    An epoch has one step, so that the script's own clock, which stands still while the network is
+    evaluated and saved, gives the time of a step.
+
+    Args:
+        steps: 20 at the most where the images are random, as nothing can be learnt from them.
+    """
+    names = [str(k) for k in range(10)]
+    few = pixels[:10], label[:10]  # for the evaluation
+    settings = arcface_settings(
+        recipe,
+        dataset="random",
+        epochs=steps,
+        batch_size=len(pixels),
+        device="cpu",
+        precision=machine.choose_precision(precision, torch.device("cpu")),
+    )
+    with TemporaryDirectory() as scratch, redirect_stdout(io.StringIO()):
+        source = Data("random", names, pixels, label, *few, checksums={})
+        trained = arcface_cifar10.train(recipe, settings, source, Path(scratch), False)
+    return [epoch["seconds"] for epoch in trained.history]
 
 
 def plain_loop(pixels: Tensor, label: Tensor, steps: int) -> list[float]:
@@ -206,6 +247,29 @@ def measure_step(method: str, steps: int = 8, images: int = STEP_IMAGES) -> dict
     """Median seconds of a step over so many, and this process's peak memory in bytes."""
     seconds = train_steps(method, SKIPPED + steps, images)[SKIPPED:]
     return {"seconds": median(seconds), "peak_bytes": peak_bytes()}
+
+
+def measure_muon(method: str, name: str) -> dict[str, float]:
+    """Median seconds of a step of Muon on the filters of a default recipe, with random gradients.
+
+    Args:
+        method: one of MUONS. name: one of YARDSTICKS.
+    """
+    machine.keep_malloc_arenas()
+    torch.manual_seed(0)
+    script = YARDSTICKS[name].script
+    recipe = script.DEFAULT
+    network = script.Network(recipe.embedding_size, **recipe.network)
+    filters = [module.weight for module in network.modules() if isinstance(module, Conv)]
+    for matrix in filters:
+        matrix.grad = torch.randn_like(matrix)
+    rate = recipe.learning_rates["filters"]
+    optimizer: torch.optim.Optimizer
+    if method == "torch":
+        optimizer = torch.optim.Muon(filters, lr=rate, **recipe.muon)
+    else:
+        optimizer = Muon(filters, lr=rate, precision=method, **recipe.muon)
+    return {"seconds": measure(optimizer.step, 1)}
 
 
 def measure(once: Callable[[], object], seconds: float) -> float:
@@ -324,9 +388,11 @@ def step(rounds: int) -> dict[str, Any]:
     return {"runs": runs, "profile": profiles, "precision": precision} | in_process(arithmetic)
 
 
-def float32(rounds: int) -> dict[str, Any]:
-    """Seconds of whole trainings in float32, extrapolated from so many steps of each image size."""
-    return {"seconds": {name: in_process(float32_seconds, name, rounds) for name in YARDSTICKS}}
+def muon(rounds: int) -> dict[str, Any]:
+    """Steps of Muon, on the filters of both default recipes; what the scripts would compute in."""
+    precision = machine.choose_precision("auto", torch.device("cpu"))
+    runs = alternate(measure_muon, list(product(MUONS, YARDSTICKS)), rounds)
+    return {"runs": runs, "precision": precision}
 
 
 # --- records to tables and pictures ---------------------------------------------------------------
@@ -368,20 +434,30 @@ def step_table(record: dict) -> str:
     return markdown(["", *STEPS.values()], lines)
 
 
-def yardstick_table(root: Path, float32: dict) -> str:
+def muon_table(record: dict) -> str:
+    """Milliseconds of a step of Muon."""
+    found = {tuple(run["task"]): run["seconds"] for run in record["runs"]}
+    lines = [
+        [RUN_LABELS[name], *(f"{1000 * found[method, name]:,.1f} ms" for method in MUONS)]
+        for name in YARDSTICKS
+    ]
+    return markdown(["", *MUONS.values()], lines)
+
+
+def yardstick_table(root: Path) -> str:
     """Seconds of our trainings, from the records of their seeds, and of the published ones."""
     lines = []
-    for name, published in YARDSTICKS.items():
-        runs = records.load_json(root / "figures" / name / "seeds.json")
+    for file, (name, published) in product(("seeds", "float32"), YARDSTICKS.items()):
+        runs = records.load_json(root / "figures" / name / f"{file}.json")
         timed = [run for run in runs if "yardstick_seconds" in run]
         theirs = [run["yardstick_seconds"] for run in timed]
         ratios = [run["train_seconds"] / run["yardstick_seconds"] for run in timed]
         line = [f"{RUN_LABELS[name]}, n = {len(runs)}"]
         line += [f"{mean_ci([run['train_seconds'] for run in runs], 0)} s"]
         line += [f"{published.name}, {published.steps:,} steps", f"{mean_ci(theirs, 0)} s"]
-        lines.append([*line, mean_ci(ratios, 2), f"{float32['seconds'][name]:,.0f} s"])
-    head = ["", "our default recipe", "the published training", "its time here"]
-    return markdown([*head, "ratio", "our recipe in float32"], lines)
+        lines.append([*line, mean_ci(ratios, 2), machine_of(runs[0])])
+    head = ["", "our default recipe", "the published training", "its time here", "ratio"]
+    return markdown([*head, "machine, our precision"], lines)
 
 
 def draw_head(record: dict) -> plt.Figure:
@@ -454,10 +530,10 @@ def write(root: Path) -> None:
         Problem: a record or a table's place is missing, or a file cannot be written.
     """
     folder = root / "figures" / "benchmarks"
-    heads, steps, slow = (records.load_json(folder / f"{name}.json") for name in ROUNDS)
+    heads, steps, muons = (records.load_json(folder / f"{name}.json") for name in ROUNDS)
     with records.showing(folder), plt.rc_context(STYLE):
-        tables = {"head": head_table(heads), "step": step_table(steps)}
-        fill_file(folder / "README.md", tables | {"yardstick": yardstick_table(root, slow)})
+        tables = {"head": head_table(heads), "step": step_table(steps), "muon": muon_table(muons)}
+        fill_file(folder / "README.md", tables | {"yardstick": yardstick_table(root)})
         figures.save(draw_head(heads), folder / "head.png")
         figures.save(draw_accuracy(root / "figures"), folder / "accuracy.png")
 
@@ -477,7 +553,7 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
     def work() -> None:
         options = parser.parse_args(argv)
         about = {"device_name": machine.device_name(torch.device("cpu"))}
-        for part in (head, step, float32):
+        for part in (head, step, muon):
             name = part.__name__
             if options.what in (name, "all"):
                 found = part(options.rounds or ROUNDS[name])

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from functools import partial
 from itertools import product
 from pathlib import Path
+from statistics import mean
 from types import ModuleType
 from typing import Any
 
@@ -26,7 +27,7 @@ from experiment import cli, errors, records, run
 from experiment.errors import Problem
 from experiment.recipe import CHANGEABLE, Recipe
 from experiment.records import ROOT, Record
-from study.tables import fill_file, interval, markdown, mean_ci
+from study.tables import fill_file, markdown, mean_ci
 from study.yardstick import yardstick_seconds
 
 SCRIPTS = {"mnist": arcface_mnist, "cifar10": arcface_cifar10}
@@ -96,31 +97,39 @@ def table(root: Path = ROOT) -> str:
             what += "" if all(is_made_by(recipe, run) for run in runs) else ", an earlier version"
             line = [what, str(len(runs)), f"**{text['mean']}**"]
             line += [text["mean_tta"], text["seconds"], f"{text['intra_test']}°"]
-            lines.append([*line, f"{short_name(first['device_name'])}, {first['precision']}"])
+            lines.append([*line, machine_of(first)])
     head = ["", "seeds", "test accuracy, %", "with TTA, %", "training, s"]
     return markdown([*head, "angle to own embedding centre (test)", "machine"], lines)
 
 
-def short_name(device: str) -> str:
-    """A device's name in a record, as a table has room for it: "Intel Xeon, 2 threads"."""
+def machine_of(record: Record) -> str:
+    """A record's device and precision, as a table has room for it: "Intel Xeon, 2 threads,
+    bfloat16"."""
+    device = record["device_name"]
     for word, instead in {"CPU (": "", "),": ",", "(R)": "", " Processor": ""}.items():
         device = device.replace(word, instead)
-    return device
+    return f"{device}, {record['precision']}"
 
 
 def headline(root: Path = ROOT) -> str:
     """The result in one line, for the top of the README, from the same records."""
     parts = []
-    slow = records.load_json(root / "figures" / "benchmarks" / "float32.json")["seconds"]
     for name in SCRIPTS:
-        runs = load_runs(root / "figures" / name / "seeds.json", SCRIPTS[name].DEFAULT.dataset)
-        minutes = interval([record["train_seconds"] / 60 for record in runs])[0]
-        accuracy = f"**{means(runs)['mean']}%** on {runs[0]['dataset']}"
-        time = f"{minutes:.1f} minutes of training (n = {len(runs)}; in float32 about "
-        time += f"{slow[name] / 60:.1f}, extrapolated)"
-        parts.append(f"{accuracy} after {time}")
+        dataset = SCRIPTS[name].DEFAULT.dataset
+        runs, slow = (
+            load_runs(root / "figures" / name / f"{file}.json", dataset)
+            for file in ("seeds", "float32")
+        )
+        time = f"{minutes(runs)} minutes of training (n = {len(runs)}; "
+        time += f"in float32 {minutes(slow)}, n = {len(slow)})"
+        parts.append(f"**{means(runs)['mean']}%** on {dataset} after {time}")
     what = "mean test accuracy of n seeds with 95% intervals, on two CPU cores, in bfloat16"
-    return f"{' and '.join(parts)}: {what}."
+    return f"{' and '.join(parts)}: {what}; the times in float32 are of another, slower machine."
+
+
+def minutes(runs: list[Record]) -> str:
+    """Minutes of training, the mean over the runs."""
+    return f"{mean(record['train_seconds'] for record in runs) / 60:.1f}"
 
 
 # --- runs -----------------------------------------------------------------------------------------

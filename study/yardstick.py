@@ -7,30 +7,22 @@ of 938 steps. Accuracy is not measured here, only what a step of such a network 
 study/seeds.py times them before and after each training of our own.
 """
 
-import io
 import time
 from collections.abc import Callable
-from contextlib import redirect_stdout
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from statistics import median
-from tempfile import TemporaryDirectory
 from types import ModuleType
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 import arcface_cifar10
 import arcface_mnist
 from experiment import machine
 from experiment.augment import shift_and_flip, to_float
-from experiment.data import Data
 from experiment.layers import Conv
 from experiment.muon import Muon
-from experiment.recipe import Recipe
-from experiment.training import epoch_lengths
-from study.runs import arcface_settings
 
 SKIPPED = 2  # steps before those that are measured: they allocate
 
@@ -39,7 +31,7 @@ SKIPPED = 2  # steps before those that are measured: they allocate
 class Yardstick:
     """A published training, and our own of the same data set.
 
-    images, shape: how many training images there are, and their H × W × C.
+    images: how many training images there are.
     steps: how many the published training makes. timed: how many of them are measured at a time.
     make_step: takes a precision, and returns a function that makes one step on random images.
     """
@@ -47,7 +39,6 @@ class Yardstick:
     name: str
     script: ModuleType
     images: int
-    shape: tuple[int, int, int]
     steps: int
     timed: int
     make_step: Callable[[str], Callable[[], None]]
@@ -75,14 +66,7 @@ def cifar10_step(precision: str) -> Callable[[], None]:
     others = [p for p in network.parameters() if p.requires_grad and p not in set(filters)]
     precision = machine.choose_precision(precision, torch.device("cpu"))
     optimizers: list[torch.optim.Optimizer] = [
-        Muon(
-            filters,
-            lr=0.24,
-            momentum=0.6,
-            weight_decay=0,
-            ns_steps=3,
-            dtype=getattr(torch, precision),
-        ),
+        Muon(filters, 0.24, momentum=0.6, weight_decay=0, ns_steps=3, precision=precision),
         torch.optim.SGD(others, lr=0.1, momentum=0.85, nesterov=True),
     ]
     noise = torch.Generator().manual_seed(0)
@@ -130,7 +114,6 @@ YARDSTICKS = {
         name="PyTorch's example",
         script=arcface_mnist,
         images=60_000,
-        shape=(28, 28, 1),
         steps=14 * 938,
         timed=300,
         make_step=mnist_step,
@@ -139,7 +122,6 @@ YARDSTICKS = {
         name="airbench94 with Muon",
         script=arcface_cifar10,
         images=50_000,
-        shape=(32, 32, 3),
         steps=200,
         timed=6,
         make_step=cifar10_step,
@@ -147,7 +129,7 @@ YARDSTICKS = {
 }
 
 
-def yardstick_seconds(name: str, precision: str = "auto") -> float:
+def yardstick_seconds(name: str, precision: str) -> float:
     """Seconds of a whole published training: the median of some steps, times the number of all."""
     machine.keep_malloc_arenas()
     step = YARDSTICKS[name].make_step(precision)
@@ -157,53 +139,3 @@ def yardstick_seconds(name: str, precision: str = "auto") -> float:
         step()
         seconds.append(time.perf_counter() - began)
     return YARDSTICKS[name].steps * median(seconds[SKIPPED:])
-
-
-def script_steps(
-    script: ModuleType, recipe: Recipe, pixels: Tensor, label: Tensor, steps: int, precision: str
-) -> list[float]:
-    """Seconds of each step of a script's train(), all of the given images in each: choice of
-    images, augmentation, measurement and learning rates are part of it.
-
-    An epoch has one step, so that the script's own clock, which stands still while the network is
-    evaluated and saved, gives the time of a step.
-
-    Args:
-        steps: 20 at the most where the images are random, as nothing can be learnt from them.
-    """
-    names = [str(k) for k in range(10)]
-    few = pixels[:10], label[:10]  # for the evaluation
-    settings = arcface_settings(
-        recipe,
-        dataset="random",
-        epochs=steps,
-        batch_size=len(pixels),
-        device="cpu",
-        precision=machine.choose_precision(precision, torch.device("cpu")),
-    )
-    with TemporaryDirectory() as scratch, redirect_stdout(io.StringIO()):
-        source = Data("random", names, pixels, label, *few, checksums={})
-        trained = script.train(recipe, settings, source, Path(scratch), False)
-    return [epoch["seconds"] for epoch in trained.history]
-
-
-def float32_seconds(name: str, timed: int = 3) -> float:
-    """Seconds that a whole training of our own would take in float32, from a few steps with images
-    of each size, made with the default recipe."""
-    machine.keep_malloc_arenas()
-    torch.manual_seed(0)
-    script, images = YARDSTICKS[name].script, YARDSTICKS[name].images
-    recipe = script.DEFAULT
-    shape = recipe.batch_size, *YARDSTICKS[name].shape
-    pixels = torch.randint(256, shape, dtype=torch.uint8)
-    label = torch.randint(10, (len(pixels),))
-    sizes = recipe.augmentation.get("sizes", [None])  # each has an equal part of the steps
-    seconds = []
-    for size in sizes:
-        change = {"sizes": [size]} if size else {}
-        of_size = replace(recipe, augmentation=recipe.augmentation | change)
-        steps = script_steps(script, of_size, pixels, label, SKIPPED + timed, "float32")
-        seconds.append(median(steps[SKIPPED:]))
-    full = images // recipe.batch_size
-    lengths = epoch_lengths(recipe.epochs, full, recipe.hardest, recipe.full_epochs)
-    return sum(lengths) * sum(seconds) / len(sizes)

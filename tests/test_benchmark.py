@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import arcface_cifar10
-from experiment import records
+import arcface_mnist
+from experiment import muon, records
 from study import benchmark, tables, tuning
 
 FOLDER = records.ROOT / "figures" / "benchmarks"
@@ -146,6 +147,30 @@ def test_the_operations_of_a_step_are_those_of_its_convolutions():
     assert tuning.operations(arcface_cifar10.DEFAULT, 32) == pytest.approx(expected, rel=0.02)
 
 
+def test_muon_is_timed_on_the_filters_of_the_script(monkeypatch):
+    """Each of the methods changes them, and all by the same up to bfloat16's rounding."""
+    found = {}
+
+    def once(step, seconds):
+        step()
+        group = step.__self__.param_groups[0]
+        found[type(step.__self__), group["lr"]] = shapes = [*map(len, group["params"])]
+        matrices.append(torch.cat([matrix.detach().flatten() for matrix in group["params"]]))
+        assert shapes[:2] == [32, 64]
+        return 1.0
+
+    matrices = []
+    monkeypatch.setattr(benchmark, "measure", once)
+    for method in benchmark.MUONS:
+        assert benchmark.measure_muon(method, "mnist") == {"seconds": 1.0}
+    assert found == {
+        (kind, arcface_mnist.DEFAULT.learning_rates["filters"]): [32, 64, 64, 128, 128]
+        for kind in (torch.optim.Muon, muon.Muon)
+    }
+    assert torch.equal(matrices[0], matrices[1]) and not torch.equal(matrices[1], matrices[2])
+    assert (matrices[1] - matrices[2]).norm() < 0.01 * matrices[1].norm()
+
+
 # --- taking turns, records ------------------------------------------------------------------------
 
 
@@ -170,11 +195,10 @@ def test_a_measurement_is_a_process_of_its_own():
 
 def test_the_tables_are_those_of_the_records():
     text = (FOLDER / "README.md").read_text(encoding="utf-8")
-    slow = records.load_json(FOLDER / "float32.json")
-    assert tables.fill(text, "yardstick", benchmark.yardstick_table(records.ROOT, slow)) == text
-    for name, table in (("head", benchmark.head_table), ("step", benchmark.step_table)):
-        record = records.load_json(FOLDER / f"{name}.json")
-        assert tables.fill(text, name, table(record)) == text
+    assert tables.fill(text, "yardstick", benchmark.yardstick_table(records.ROOT)) == text
+    for name in ("head", "step", "muon"):
+        table = getattr(benchmark, f"{name}_table")(records.load_json(FOLDER / f"{name}.json"))
+        assert tables.fill(text, name, table) == text
 
 
 def test_the_picture_of_accuracy_has_the_seconds_of_the_records(tmp_path):
@@ -193,11 +217,15 @@ def test_figures_are_drawn_from_the_records_alone(tmp_path, capsys):
     history = [{"seconds": 2.0, "test_accuracy": 0.9}]
     records.save_json(tmp_path / "figures/mnist/run.json", {"history": history})
     for name in ("mnist", "cifar10"):
-        runs = [{"train_seconds": 90.0, "yardstick_seconds": 360.0}, {"train_seconds": 70.0}]
-        records.save_json(tmp_path / f"figures/{name}/seeds.json", runs)
+        about = {"device_name": "a CPU", "precision": "bfloat16"}
+        runs = [{"train_seconds": 90.0, "yardstick_seconds": 360.0} | about]
+        records.save_json(tmp_path / f"figures/{name}/seeds.json", [*runs, {"train_seconds": 70.0}])
+        records.save_json(tmp_path / f"figures/{name}/float32.json", runs)
     assert benchmark.main(["figures"], tmp_path) == 0
     text = (folder / "README.md").read_text(encoding="utf-8")
-    assert "| MNIST, n = 2 | 90, 70 s | PyTorch's example, 13,132 steps | 360 s | 0.25 |" in text
+    theirs = "PyTorch's example, 13,132 steps | 360 s | 0.25 | a CPU, bfloat16 |"
+    assert f"| MNIST, n = 2 | 90, 70 s | {theirs}" in text
+    assert f"| MNIST, n = 1 | 90 s | {theirs}" in text
     assert {path.name for path in folder.glob("*.png")} == {"head.png", "accuracy.png"}
     assert benchmark.head_table(records.load_json(folder / "head.json")) in text
     (folder / "head.json").unlink()

@@ -259,6 +259,17 @@ def test_optimizers_have_the_recipe_s_rates_and_momenta(script, small_data, tmp_
         assert group.items() >= script.DEFAULT.sgd.items()
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_muon_computes_in_the_network_s_precision(
+    precision, script, small_data, tmp_path, monkeypatch
+):
+    made, muon = [], script.Muon
+    monkeypatch.setattr(script, "Muon", lambda *a, **b: made.append(muon(*a, **b)) or made[-1])
+    recipe = tiny(script)
+    train(script, recipe, small_data[NAMES[script]], tmp_path, precision=precision)
+    assert [optimizer.dtype for optimizer in made] == [getattr(torch, precision)]
+
+
 # --- training -------------------------------------------------------------------------------------
 
 

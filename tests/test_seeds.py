@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import arcface_mnist
-from experiment import data, records
+from experiment import data, machine, records
 from study import seeds, tables
 
 FIGURES = records.ROOT / "figures"
@@ -80,6 +80,7 @@ def test_means_have_a_dash_for_what_was_not_measured():
 def test_recipes_and_machines_have_rows_of_their_own(tmp_path):
     figures = tmp_path / "figures"
     records.save_json(figures / "mnist/gpu.json", [record(device_name="a GPU")])
+    records.save_json(figures / "mnist/float32.json", [record(precision="float32")])
     records.save_json(figures / "mnist/seeds.json", [record()])
     records.save_json(figures / "mnist-best/seeds.json", [record(k) for k in range(3)])
     rows = seeds.table(tmp_path).splitlines()[2:]
@@ -87,6 +88,7 @@ def test_recipes_and_machines_have_rows_of_their_own(tmp_path):
         "| MNIST | 1 | **99.00** | – | 3.0 | 10.0° | a CPU, bfloat16 |",
         "| MNIST, --recipe best, an earlier version | 3 | **99.00 ± 0.00** | – | 3.0 ± 0.0 "
         "| 10.0 ± 0.0° | a CPU, bfloat16 |",
+        "| MNIST | 1 | **99.00** | – | 3.0 | 10.0° | a CPU, float32 |",
         "| MNIST | 1 | **99.00** | – | 3.0 | 10.0° | a GPU, bfloat16 |",
     ]
 
@@ -96,14 +98,14 @@ def test_the_table_is_written_into_the_readme(tmp_path):
         of = {"dataset": seeds.SCRIPTS[name].DEFAULT.dataset, "train_seconds": 90.0}
         runs = [record(seed, **of) for seed in range(3)]
         records.save_json(tmp_path / f"figures/{name}/seeds.json", runs)
-    slow = {"seconds": {"mnist": 120.0, "cifar10": 630.0}}
-    records.save_json(tmp_path / "figures/benchmarks/float32.json", slow)
+        slow = {"train_seconds": 420.0, "precision": "float32", "device_name": "an old CPU"}
+        records.save_json(tmp_path / f"figures/{name}/float32.json", [record(**(of | slow))])
     marks = "<!-- headline -->\n<!-- /headline -->\n<!-- results -->\n<!-- /results -->\n"
     (tmp_path / "README.md").write_text(marks, encoding="utf-8")
     assert seeds.main(["table"], tmp_path) == 0
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "**99.00 ± 0.00%** on MNIST after 1.5 minutes of training (n = 3; " in text
-    assert "(n = 3; in float32 about 2.0, extrapolated)" in text
+    assert "(n = 3; in float32 7.0, n = 1)" in text
     assert seeds.table(tmp_path) in text
 
 
@@ -112,7 +114,6 @@ def test_the_table_is_written_into_the_readme(tmp_path):
 )
 def test_records_that_are_not_of_this_recipe_s_seeds_are_refused(runs, tmp_path, capsys):
     records.save_json(tmp_path / "figures/mnist/seeds.json", runs)
-    records.save_json(tmp_path / "figures/benchmarks/float32.json", {"seconds": {"mnist": 1.0}})
     assert seeds.main(["table"], tmp_path) == 1
     line = capsys.readouterr().err
     assert line.startswith("error: ") and line.count("\n") == 1 and "seeds.json" in line
@@ -157,7 +158,7 @@ def test_an_earlier_version_of_a_recipe_is_run_again(change, script, tmp_path):
 
 
 def run_seeds(script, seeds_wanted, folder, recipe="default"):
-    seeds.run_seeds(script, recipe, seeds_wanted, None, folder, "cpu")
+    seeds.run_seeds(script, recipe, seeds_wanted, None, folder, "seeds")
     return records.load_json(folder / "seeds.json")
 
 
@@ -181,7 +182,7 @@ def test_each_seed_is_timed_beside_a_published_training(script, tmp_path, monkey
         order.append("published")
         return next(times)
 
-    seeds.run_seeds(script, "default", 2, None, tmp_path, "cpu", published)
+    seeds.run_seeds(script, "default", 2, None, tmp_path, "seeds", published)
     assert order == ["published", "seed", "published", "seed", "published"]
     found = records.load_json(tmp_path / "seeds.json")
     assert [run["yardstick_seconds"] for run in found] == [150, 300]
@@ -214,17 +215,41 @@ def test_an_interrupted_seed_is_resumed(script, tmp_path):
     script.interrupt = True
     with pytest.raises(KeyboardInterrupt):
         run_seeds(script, 2, tmp_path)
-    assert (tmp_path / "seed-1-cpu/checkpoint.pt").exists()
+    assert (tmp_path / "seed-1-seeds/checkpoint.pt").exists()
     script.interrupt = False
     found = run_seeds(script, 2, tmp_path)
     assert script.calls == [(1, "default", False), (1, "default", True)]
-    assert [run["seed"] for run in found] == [0, 1] and not (tmp_path / "seed-1-cpu").exists()
+    assert [run["seed"] for run in found] == [0, 1] and not (tmp_path / "seed-1-seeds").exists()
 
 
 def test_the_stand_in_has_no_seeds(small, tmp_path, capsys):
     assert seeds.main(["mnist", "--data", "synthetic"], tmp_path) == 1
     assert "synthetic" in capsys.readouterr().err
     assert not list(tmp_path.rglob("*.json"))
+
+
+@pytest.mark.parametrize(("file", "precision"), [("seeds", "auto"), ("float32", "float32")])
+def test_float32_has_a_file_of_its_own(file, precision, script, tmp_path, monkeypatch):
+    """And is timed beside a published training in float32."""
+    timed = []
+    monkeypatch.setitem(seeds.SCRIPTS, "mnist", script)
+    monkeypatch.setattr(seeds, "yardstick_seconds", lambda *given: timed.append(given) or 1.0)
+    monkeypatch.setattr(seeds, "table", lambda root: "")
+    options = ["--float32"] if file == "float32" else []
+    assert seeds.main(["mnist", "--seeds", "1", *options], tmp_path) == 0
+    folder = tmp_path / "figures/mnist"
+    (found,) = records.load_json(folder / f"{file}.json")
+    assert timed == [("mnist", precision)] * 2
+    wanted = machine.choose_precision(precision, torch.device("cpu"))
+    assert found["precision"] == wanted and found["yardstick_seconds"] == 1
+    assert ("--precision float32" in found["command"]) == (file == "float32")
+    assert (folder / "run.json").exists() == (file == "seeds")
+
+
+def test_one_file_at_a_time(tmp_path):
+    with pytest.raises(SystemExit) as stop:
+        seeds.main(["mnist", "--gpu", "--float32"], tmp_path)
+    assert stop.value.code == 2
 
 
 def test_a_missing_gpu_is_named(monkeypatch, tmp_path, capsys):
@@ -235,7 +260,7 @@ def test_a_missing_gpu_is_named(monkeypatch, tmp_path, capsys):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_a_gpu_s_seeds_have_a_file_of_their_own(script, tmp_path):
-    seeds.run_seeds(script, "default", 2, None, tmp_path, "cuda")
+    seeds.run_seeds(script, "default", 2, None, tmp_path, "gpu")
     assert [path.name for path in tmp_path.iterdir()] == ["gpu.json"]
     found = records.load_json(tmp_path / "gpu.json")
     assert [run["device"] for run in found] == ["cuda", "cuda"]
@@ -252,10 +277,10 @@ def test_bad_options_end_with_status_2(words, tmp_path):
 @pytest.mark.parametrize(
     ("device", "short"),
     [
-        ("CPU (Intel(R) Xeon(R) Processor), 2 threads", "Intel Xeon, 2 threads"),
-        ("CPU (AMD EPYC), 2 threads", "AMD EPYC, 2 threads"),
-        ("NVIDIA H200", "NVIDIA H200"),
+        ("CPU (Intel(R) Xeon(R) Processor), 2 threads", "Intel Xeon, 2 threads, float32"),
+        ("CPU (AMD EPYC), 2 threads", "AMD EPYC, 2 threads, float32"),
+        ("NVIDIA H200", "NVIDIA H200, float32"),
     ],
 )
 def test_the_table_has_short_names_of_devices(device, short):
-    assert seeds.short_name(device) == short
+    assert seeds.machine_of({"device_name": device, "precision": "float32"}) == short

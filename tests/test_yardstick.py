@@ -25,26 +25,6 @@ def test_the_mnist_network_is_that_of_the_example():
     assert yardstick.YARDSTICKS["mnist"].steps == 14 * -(-60_000 // 64)
 
 
-def test_the_time_in_float32_is_that_of_the_steps_of_each_size(monkeypatch):
-    """The first two steps allocate, and a step of size × size pixels takes size seconds."""
-    precisions = set()
-
-    def steps(script, recipe, pixels, label, count, precision):
-        (size,) = recipe.augmentation["sizes"]
-        precisions.add(precision)
-        return [1000.0, 1000.0, *[float(size)] * (count - 2)]
-
-    monkeypatch.setattr(yardstick, "script_steps", steps)
-    monkeypatch.setattr(yardstick.machine, "keep_malloc_arenas", lambda: None)
-    recipe = yardstick.arcface_cifar10.DEFAULT
-    sizes = recipe.augmentation["sizes"]
-    whole = sum(recipe.full_epochs)
-    fewer = max(1, round(recipe.hardest * 25))
-    number = 25 * whole + fewer * (recipe.epochs - whole)
-    found = yardstick.float32_seconds("cifar10")
-    assert found == pytest.approx(number * sum(sizes) / len(sizes)) and precisions == {"float32"}
-
-
 @pytest.mark.slow
 def test_a_step_trains_every_weight(monkeypatch):
     made = []
@@ -52,7 +32,7 @@ def test_a_step_trains_every_weight(monkeypatch):
         make = getattr(yardstick, name)
         monkeypatch.setattr(yardstick, name, lambda make=make: made.append(make()) or made[-1])
     for name, entry in yardstick.YARDSTICKS.items():
-        step = entry.make_step()
+        step = entry.make_step("float32")
         before = [p.detach().clone() for p in made[-1].parameters() if p.requires_grad]
         step()
         after = [p for p in made[-1].parameters() if p.requires_grad]
@@ -63,6 +43,7 @@ def test_a_whole_training_is_the_median_step_times_their_number(monkeypatch):
     """The first two steps allocate, and are left out."""
     taken = iter([100, 100, 3, 5, 4])
     now = [0.0]
+    made = []
 
     def step():
         now[0] += next(taken)
@@ -70,6 +51,16 @@ def test_a_whole_training_is_the_median_step_times_their_number(monkeypatch):
     monkeypatch.setattr(yardstick.time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(yardstick.machine, "keep_malloc_arenas", lambda: None)
     entry = yardstick.YARDSTICKS["cifar10"]
-    changed = {"cifar10": replace(entry, timed=3, make_step=lambda: step)}
+    changed = {"cifar10": replace(entry, timed=3, make_step=lambda p: made.append(p) or step)}
     monkeypatch.setattr(yardstick, "YARDSTICKS", changed)
-    assert yardstick.yardstick_seconds("cifar10") == 200 * 4
+    assert yardstick.yardstick_seconds("cifar10", "float32") == 200 * 4
+    assert made == ["float32"]
+
+
+def test_the_published_muon_computes_in_the_precision_asked_for(monkeypatch):
+    made, muon = [], yardstick.Muon
+    monkeypatch.setattr(yardstick, "Muon", lambda *a, **b: made.append(muon(*a, **b)) or made[-1])
+    dtypes = [torch.float32, torch.bfloat16]
+    for dtype in dtypes:
+        yardstick.cifar10_step(str(dtype).removeprefix("torch."))
+    assert [optimizer.dtype for optimizer in made] == dtypes
