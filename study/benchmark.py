@@ -47,7 +47,7 @@ from experiment.muon import Muon
 from experiment.recipe import Recipe
 from experiment.records import ROOT
 from study.runs import arcface_settings
-from study.seeds import machine_of
+from study.seeds import machines
 from study.tables import fill_file, markdown, mean_ci, paired_ratio
 from study.tuning import operations
 from study.yardstick import SKIPPED, YARDSTICKS
@@ -455,7 +455,7 @@ def yardstick_table(root: Path) -> str:
         line = [f"{RUN_LABELS[name]}, n = {len(runs)}"]
         line += [f"{mean_ci([run['train_seconds'] for run in runs], 0)} s"]
         line += [f"{published.name}, {published.steps:,} steps", f"{mean_ci(theirs, 0)} s"]
-        lines.append([*line, mean_ci(ratios, 2), machine_of(runs[0])])
+        lines.append([*line, mean_ci(ratios, 2), machines(runs)])
     head = ["", "our default recipe", "the published training", "its time here", "ratio"]
     return markdown([*head, "machine, our precision"], lines)
 

@@ -97,18 +97,19 @@ def table(root: Path = ROOT) -> str:
             what += "" if all(is_made_by(recipe, run) for run in runs) else ", an earlier version"
             line = [what, str(len(runs)), f"**{text['mean']}**"]
             line += [text["mean_tta"], text["seconds"], f"{text['intra_test']}°"]
-            lines.append([*line, machine_of(first)])
+            lines.append([*line, machines(runs)])
     head = ["", "seeds", "test accuracy, %", "with TTA, %", "training, s"]
     return markdown([*head, "angle to own embedding centre (test)", "machine"], lines)
 
 
-def machine_of(record: Record) -> str:
-    """A record's device and precision, as a table has room for it: "Intel Xeon, 2 threads,
+def machines(runs: list[Record]) -> str:
+    """The runs' devices and precisions, as a table has room for them: "Intel Xeon, 2 threads,
     bfloat16"."""
-    device = record["device_name"]
+    names = [f"{run['device_name']}, {run['precision']}" for run in runs]
+    found = "; ".join(dict.fromkeys(names))
     for word, instead in {"CPU (": "", "),": ",", "(R)": "", " Processor": ""}.items():
-        device = device.replace(word, instead)
-    return f"{device}, {record['precision']}"
+        found = found.replace(word, instead)
+    return found
 
 
 def headline(root: Path = ROOT) -> str:

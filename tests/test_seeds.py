@@ -283,4 +283,8 @@ def test_bad_options_end_with_status_2(words, tmp_path):
     ],
 )
 def test_the_table_has_short_names_of_devices(device, short):
-    assert seeds.machine_of({"device_name": device, "precision": "float32"}) == short
+    """Each once, where runs were made on several."""
+    run = {"device_name": device, "precision": "float32"}
+    assert seeds.machines([run, run]) == short
+    other = {"device_name": "a CPU", "precision": "bfloat16"}
+    assert seeds.machines([run, other, run]) == f"{short}; a CPU, bfloat16"
