@@ -3,8 +3,7 @@
 head = ArcMarginProduct(in_features=512, out_features=1000, s=64.0, m=0.5)
 loss = F.cross_entropy(head(embeddings, label), label)   # training: the margin needs the label
 loss = head.loss(embeddings, label)                      # the same without the logits' memory
-prediction = head(embeddings).argmax(dim=1)              # inference: plain s·cos θ, no margin
-"""
+prediction = head(embeddings).argmax(dim=1)              # inference: plain s·cos θ, no margin"""
 
 import math
 from contextvars import ContextVar, copy_context
@@ -78,9 +77,8 @@ class ArcMarginProduct(nn.Module):
     def forward(self, input: Tensor, label: Tensor | None = None) -> Tensor:
         """N × n logits, for ``CrossEntropyLoss`` (with labels) or for prediction (without).
 
-        Embeddings are N × d, of any length, of 16 bits or more; class indices N, int64; None leaves
-        the margin out. There is no ignore_index. What does not fit raises TypeError or ValueError,
-        and so does a label outside [0, n) on the CPU; on a GPU it ends in CUDA's assertion.
+        input is N × d, of 16 bits or more; label N, int64 (no ignore_index), or None: no margin.
+        TypeError or ValueError if they do not fit, or a label is outside [0, n) (on a GPU CUDA's).
         """
         self._check(input, label, optional=True)
         return _differentiable(self, label, None, 1, input, self.weight)
@@ -167,7 +165,7 @@ def _sphere(head: ArcMarginProduct, label: Any, needs: Any, x: Tensor, W: Tensor
     x_hat, *length = _unit(x.to(dtype))
     size = max(1, 2**20 // W.shape[1]) if _eager() else len(W)  # rows that fit into a cache
     whole = [_unit(W.to(dtype))] if len(W) <= size else []  # of many, only the lengths are kept
-    kept: dict[int, list[Tensor]] = {}
+    kept, known = x_hat.new_empty(2, len(W), 1), set(range(0))  # one tensor: many scatter the heap
     s, d_x, d_W = head.s, *(x.shape[1] * need for need in needs)  # no columns: no gradient
     if label is not None:
         W_y = F.embedding(label, whole[0][0]) if whole else unit(F.embedding(label, W).to(dtype))
@@ -178,9 +176,11 @@ def _sphere(head: ArcMarginProduct, label: Any, needs: Any, x: Tensor, W: Tensor
 
     def centres() -> Any:
         for j, rows in enumerate(() if whole else torch.split(W, size)):
-            again = [(rows / kept[j][0]).div_(kept[j][1]), *kept[j]] if j in kept else None
-            V, *kept[j] = again or _unit(rows.to(dtype))
-            yield V, *kept[j]
+            peak, norm = kept[:, j * size : (j + 1) * size]
+            again = [(rows / peak).div_(norm), peak, norm] if j in known else None
+            V, peak[:], norm[:] = again or _unit(rows.to(dtype))
+            known.add(j)
+            yield V, peak, norm
         yield from whole
 
     def logits(rows: Any = slice(None)) -> Tensor:

@@ -12,7 +12,7 @@ class Muon(torch.optim.Optimizer):
     """torch.optim.Muon with Nesterov's momentum, but computed in the precision of the network.
 
     torch's computes in bfloat16 everywhere. On a processor without instructions for it that took
-    18 times as long as in float32 for MNIST's filters, 42 times for CIFAR-10's
+    more than 15 times as long as in float32 on the filters of both default recipes
     (figures/benchmarks/README.md).
 
     Args:
