@@ -219,7 +219,8 @@ def test_figures_are_drawn_from_the_records_alone(tmp_path, capsys):
     for name in ("mnist", "cifar10"):
         about = {"device_name": "a CPU", "precision": "bfloat16"}
         runs = [{"train_seconds": 90.0, "yardstick_seconds": 360.0} | about]
-        records.save_json(tmp_path / f"figures/{name}/seeds.json", [*runs, {"train_seconds": 70.0}])
+        untimed = {"train_seconds": 70.0} | about
+        records.save_json(tmp_path / f"figures/{name}/seeds.json", [*runs, untimed])
         records.save_json(tmp_path / f"figures/{name}/float32.json", runs)
     assert benchmark.main(["figures"], tmp_path) == 0
     text = (folder / "README.md").read_text(encoding="utf-8")
