@@ -78,7 +78,7 @@ class ArcMarginProduct(nn.Module):
         """N × n logits, for ``CrossEntropyLoss`` (with labels) or for prediction (without).
 
         input is N × d, of 16 bits or more; label N, int64 (no ignore_index), or None: no margin.
-        TypeError or ValueError if they do not fit, or a label is outside [0, n) (on a GPU CUDA's).
+        TypeError or ValueError if they do not fit, or a label is not in [0, n) (GPU: an assertion).
         """
         self._check(input, label, optional=True)
         return _differentiable(self, label, None, 1, input, self.weight)
