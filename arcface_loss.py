@@ -6,7 +6,6 @@ loss = head.loss(embeddings, label)                      # the same without the 
 prediction = head(embeddings).argmax(dim=1)              # inference: plain s·cos θ, no margin"""
 
 import math
-from contextvars import ContextVar, copy_context
 from functools import partial
 from numbers import Integral, Real
 from typing import Any
@@ -14,8 +13,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import _C, Tensor, nn
-
-_PLAIN = ContextVar("plain", default=False)  # True: backward recomputes the formula for autograd
 
 
 class ArcMarginProduct(nn.Module):
@@ -52,13 +49,11 @@ class ArcMarginProduct(nn.Module):
     A setting out of its range raises ValueError. All is computed in float32 (float64 if x or
     ``weight`` is), under autocast too, for rows of any length; a zero row is at 90° to everything.
     Gradients grow as 1/length, up to the largest number; in float16 to ∞, for a GradScaler to see.
-
     ``loss`` runs no module hooks (parametrizations work). Under DistributedDataParallel call it in
     the forward of the wrapped module; FSDP2 needs register_fsdp_forward_method. Under
     torch.compile, export, torch.func, forward AD and ``create_graph=True`` autograd differentiates
     the plain formula, to any order but by torch.compile: ``loss`` then holds all logits, gradients
-    may overflow, autocast reaches their products, and traced labels are not checked.
-    """
+    may overflow, autocast reaches their products, and traced labels are not checked."""
 
     def __init__(self, in_features: int, out_features: int, s: float = 30.0, m: float = 0.50,
         easy_margin: bool = False, m1: float = 1.0, m3: float = 0.0, *,
@@ -76,10 +71,8 @@ class ArcMarginProduct(nn.Module):
 
     def forward(self, input: Tensor, label: Tensor | None = None) -> Tensor:
         """N × n logits, for ``CrossEntropyLoss`` (with labels) or for prediction (without).
-
         input is N × d, of 16 bits or more; label N, int64 (no ignore_index), or None: no margin.
-        TypeError or ValueError if they do not fit, or a label is not in [0, n) (GPU: an assertion).
-        """
+        TypeError or ValueError if they do not fit, or a label is not in [0, n) (GPU: asserts)."""
         self._check(input, label, optional=True)
         return _differentiable(self, label, None, 1, input, self.weight)
 
@@ -87,8 +80,7 @@ class ArcMarginProduct(nn.Module):
         reduction: str = "mean", block: int | None = None) -> Tensor:  # fmt: skip
         """``F.cross_entropy(self(input, label), label, reduction=reduction)`` in less memory: the
         weight, its gradient unless frozen, and the logits of ``block`` samples (None: as many as
-        have 2²⁷ logits, at least 64), which "none" and a second backward pass make again.
-        """
+        have 2²⁷ logits, at least 64), which "none" and a second backward pass make again."""
         self._check(input, label, optional=False)
         if reduction not in ("mean", "sum", "none"):
             raise ValueError(f"reduction is {reduction!r}; it must be 'mean', 'sum' or 'none'")
@@ -98,16 +90,18 @@ class ArcMarginProduct(nn.Module):
 
     def target_cosine(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """φ(θ) and −φ′(θ), for θ in radians, of any shape. Parameters in it get no gradient."""
-        psi = self.m1 * theta + self.m
-        k = (psi.detach() / math.pi).floor()
-        sign = 1 - 2 * (k % 2)
-        phi, slope = sign * torch.cos(psi) - 2 * k - self.m3, self.m1 * sign * torch.sin(psi)
+        psi, cos, sin = self.m1 * theta + self.m, torch.cos(theta), torch.sin(theta)
         if self.m1 == 1:
-            beyond = torch.cos(theta) - self.m * math.sin(self.m) - self.m3
-            phi, slope = phi.where(k < 1, beyond), slope.where(k < 1, torch.sin(theta))
+            falling = psi < math.pi
+            phi = torch.cos(psi).where(falling, cos - self.m * math.sin(self.m)) - self.m3
+            slope = torch.sin(psi).where(falling, sin)
+        else:
+            k = (psi.detach() / math.pi).floor()
+            sign = 1 - 2 * (k % 2)
+            phi, slope = sign * torch.cos(psi) - 2 * k - self.m3, self.m1 * sign * torch.sin(psi)
         if self.easy_margin:
             near = theta < math.pi / 2
-            phi, slope = phi.where(near, torch.cos(theta)), slope.where(near, torch.sin(theta))
+            phi, slope = phi.where(near, cos), slope.where(near, sin)
         return phi, slope
 
     def extra_repr(self) -> str:
@@ -136,9 +130,10 @@ class ArcMarginProduct(nn.Module):
         if (label.shape, label.device) != (x.shape[:1], x.device):
             needed = f"{tuple(x.shape[:1])}, on {x.device} like input"
             raise ValueError(f"label has shape {tuple(label.shape)}; it must be {needed}")
-        if label.device.type == "cpu" and type(label) is Tensor and _eager():
-            for bad in label[(label < 0) | (label >= (n := self.out_features))]:
-                raise ValueError(f"label contains {bad}; labels must be in [0, {n - 1}]")
+        if label.device.type == "cpu" and type(label) is Tensor and _eager() and len(label):
+            for y in map(int, label.aminmax()):
+                if not (n := self.out_features) > y >= 0:
+                    raise ValueError(f"label contains {y}; labels must be in [0, {n - 1}]")
 
 
 def unit(x: Tensor) -> Tensor:
@@ -148,74 +143,80 @@ def unit(x: Tensor) -> Tensor:
 
 def angle(u: Tensor, v: Tensor) -> Tensor:
     """The angle in radians, in [0, π], between the rows of u and v, N × d, of length 1 (or 0: 90°).
-
     2·atan2(‖u − v‖, ‖u + v‖) is accurate near 0 and π too, its gradient finite, unlike that of
-    arccos(u·v) (W. Kahan, "How Futile are Mindless Assessments of Roundoff", 2006, section 12).
-    """
+    arccos(u·v) (W. Kahan, "How Futile are Mindless Assessments of Roundoff", 2006, section 12)."""
     p, q = _length(u - v)[:, 0], _length(u + v)[:, 0]
     half = torch.atan2(p + (both_zero := p + q == 0), q + both_zero)
-    return half + half.where(p * p + q * q > 3, half.detach())  # u or v is 0: dθ = −d(u·v)
+    same = half.where(p * p + q * q > 3, half.detach()) if torch.is_grad_enabled() else half
+    return half + same  # u or v is 0: dθ = −d(u·v)
+
+
+def _formula(head: ArcMarginProduct, label: Any, reduction: Any, x: Tensor, W: Tensor) -> Tensor:
+    """The loss, or with no reduction the logits, for autograd to differentiate, to any order."""
+    dtype = torch.promote_types(torch.promote_types(x.dtype, W.dtype), torch.float32)
+    x_hat, W_hat = unit(x.to(dtype)), unit(W.to(dtype))
+    z = F.linear(head.s * x_hat, W_hat)
+    if label is not None:
+        theta = angle(x_hat, F.embedding(label, W_hat))
+        excess = head.s * (head.target_cosine(theta)[0] - torch.cos(theta))
+        z = z.scatter_add(1, label[:, None], excess[:, None])
+    return z if reduction is None else F.cross_entropy(z, label, reduction=reduction)
 
 
 def _sphere(head: ArcMarginProduct, label: Any, needs: Any, x: Tensor, W: Tensor) -> Any:
     """x̂; the map from samples to their logits; and that from pairs of samples and a gradient in
-    their logits, which it overwrites, to the gradients in x and W. The margin multiplies that in
-    cos θ_y by c_y = −φ′(θ_y)/sin θ_y. At θ_y ≈ 0 and π (rounding) the own centre pulls nowhere."""
+    their logits, which it overwrites, to the gradients in x and W."""
     dtype = torch.promote_types(torch.promote_types(x.dtype, W.dtype), torch.float32)
+    size = max(1, 2**20 // W.shape[1])  # rows of W that fit into a cache
     x_hat, *length = _unit(x.to(dtype))
-    size = max(1, 2**20 // W.shape[1]) if _eager() else len(W)  # rows that fit into a cache
-    whole = [_unit(W.to(dtype))] if len(W) <= size else []  # of many, only the lengths are kept
-    kept, known = x_hat.new_empty(2, len(W), 1), set(range(0))  # one tensor: many scatter the heap
+    first, many = _unit(W[:size].to(dtype)), range(size, len(W), size)
+    kept, known = x_hat.new_empty(2, len(W), 1), set(range(0))  # the lengths of many rows
     s, d_x, d_W = head.s, *(x.shape[1] * need for need in needs)  # no columns: no gradient
     if label is not None:
-        W_y = F.embedding(label, whole[0][0]) if whole else unit(F.embedding(label, W).to(dtype))
+        W_y = unit(F.embedding(label, W).to(dtype)) if many else F.embedding(label, first[0])
         theta = angle(x_hat, W_y)[:, None]
         (phi, slope), sin = head.target_cosine(theta), torch.sin(theta)
-        c_y = torch.where(sin > 4 * torch.finfo(dtype).eps, slope / sin, 1)
+        c_y = (slope / sin).where(sin > 4 * torch.finfo(dtype).eps, 1)  # ∂φ/∂cos θ_y; any at 0, π
         excess = s * (phi - torch.cos(theta))
 
     def centres() -> Any:
-        for j, rows in enumerate(() if whole else torch.split(W, size)):
-            peak, norm = kept[:, j * size : (j + 1) * size]
-            again = [(rows / peak).div_(norm), peak, norm] if j in known else None
-            V, peak[:], norm[:] = again or _unit(rows.to(dtype))
+        yield slice(size), first
+        for j in many:
+            rows, (peak, norm) = W[part := slice(j, j + size)], kept[:, part]
+            V = [(rows / peak).div_(norm), peak, norm] if j in known else _unit(rows.to(dtype))
+            _, peak[:], norm[:] = V
             known.add(j)
-            yield V, peak, norm
-        yield from whole
+            yield part, V
 
-    def logits(rows: Any = slice(None)) -> Tensor:
-        e = s * x_hat[rows]
-        z = e.new_empty(len(e), len(W)) if _eager() else F.linear(e, whole[0][0])
-        for part, V in zip(torch.split(z, size, 1), centres(), strict=True) if _eager() else ():
-            torch.mm(e, V[0].T, out=part)  # in place: parts to be joined would scatter the heap
-        add = z.scatter_add_ if _eager() else z.scatter_add
-        return z if label is None else add(1, label[rows, None], excess[rows])
+    def logits(rows: slice) -> Tensor:
+        z = x_hat.new_empty(len(e := s * x_hat[rows]), len(W))
+        for part, (V, *_) in centres():
+            torch.mm(e, V.T, out=z[:, part])  # in place: parts to be joined would scatter the heap
+        return z if label is None else z.scatter_add_(1, label[rows, None], excess[rows])
 
     def pull(blocks: Any) -> tuple[Tensor, Tensor]:
         dx, dW = torch.zeros_like(x_hat[:, :d_x]), torch.zeros_like(W[:, :d_W], dtype=dtype)
         for rows, G in blocks:
             if label is not None:
                 G.scatter_(1, y := label[rows, None], G.gather(1, y) * c_y[rows])
-            for V, G_j, g in zip(centres(), G.split(size, 1), torch.split(dW, size), strict=True):
-                dx[rows].addmm_(G_j, V[0][:, :d_x])
-                g.addmm_(G_j.T, x_hat[rows, :d_W])
+            for part, (V, *lengths) in centres():
+                dx[rows].addmm_(G[:, part], V[:, :d_x])
+                dW[part].addmm_(G[:, part].T, x_hat[rows, :d_W])
                 if (rows.stop or len(x)) >= len(x):  # the last block
-                    _through_unit(s, g, V[0][:, :d_W], *V[1:])
+                    _through_unit(s, dW[part], V[:, :d_W], *lengths)
         _through_unit(s, dx, x_hat[:, :d_x], *length)
         return dx, dW
 
     return x_hat, logits, pull
 
 
-def _compute(head: Any, label: Any, reduction: Any, block: int, needs: Any, x: Any, W: Any) -> Any:
-    """The loss, or with no reduction the logits; and the map from its gradient to those in x, W."""
+def _closed(head: Any, label: Any, reduction: Any, block: int, needs: Any, x: Any, W: Any) -> Any:
+    """What _formula returns, and the map from its gradient to those in x and W."""
     x_hat, logits, pull = _sphere(head, label, needs, x, W)
     if reduction is None:
-        return logits(), lambda grad: pull([(slice(None), grad.clone())])
-    if not _eager():
-        return F.cross_entropy(logits(), label, reduction=reduction), None
+        return logits(slice(None)), lambda grad: pull([(slice(None), grad.clone())])
     share = (losses := x_hat.new_ones(len(x)))[:, None] / (len(x) if reduction == "mean" else 1)
-    now = any(needs) and reduction != "none"  # gradients now, scaled by G later
+    now = any(needs) and reduction != "none"  # gradients now, scaled by G later (∞: NaN)
 
     def blocks(share: Tensor) -> Any:
         for rows in (slice(i, i + block) for i in range(0, len(x), block)):
@@ -234,14 +235,14 @@ def _compute(head: Any, label: Any, reduction: Any, block: int, needs: Any, x: A
 
 def _unit(v: Tensor) -> list[Tensor]:
     """v̂ and two factors of the rows' lengths, which may overflow: v = peak·norm·v̂."""
-    peak = torch.maximum(v.amax(dim=1, keepdim=True), -v.amin(dim=1, keepdim=True)).detach()
-    v = v / (peak := peak.masked_fill(peak == 0, 1))  # which the direction does not depend on
-    norm = (length := _length(v)).masked_fill(length == 0, 1)
+    peak = v.detach().abs().amax(dim=1, keepdim=True)  # which the direction does not depend on
+    v = v / (peak := peak.masked_fill(zero := peak == 0, 1))
+    norm = _length(v).masked_fill(zero, 1)
     return [v / norm, peak, norm]
 
 
 def _length(v: Tensor) -> Any:
-    if _eager():
+    if _eager() and not torch.is_grad_enabled():
         return torch.linalg.vector_norm(v, dim=1, keepdim=True)
     square = v.square().sum(dim=1, keepdim=True)  # whose root gets derivatives of 0 at 0, not NaN
     return square.masked_fill(square == 0, 1).sqrt().masked_fill(square == 0, 0)
@@ -254,22 +255,22 @@ def _through_unit(s: float, g: Tensor, u: Tensor, peak: Tensor, norm: Tensor) ->
 
 
 def _differentiable(head: Any, label: Any, reduction: Any, block: int, x: Any, W: Any) -> Tensor:
-    """The first of what _compute returns; the second is its gradient, if nothing traces it."""
+    """The loss, or with no reduction the logits: in closed form, unless something traces it."""
     needs = [torch.is_grad_enabled() and v.requires_grad for v in (x, W)]
-    if closed := any(needs) and _eager():  # copies: they may change before the backward pass
+    if eager := _eager():  # copies: they may change before the backward pass
         vars(twin := object.__new__(type(head))).update(vars(head))  # copy.copy can fail
         head, label = twin, label if label is None else label.clone()
-    compute = partial(_compute, head, label, reduction, block, needs)
+    formula = partial(_formula, head, label, reduction)
+    closed = partial(_closed, head, label, reduction, block, needs)
     with torch.autocast(x.device.type.replace("meta", "cpu"), enabled=False):
-        value: Tensor = _ClosedForm.apply(compute, x, W) if closed else compute(x, W)[0]
-    return value
+        return _ClosedForm.apply(formula, closed, x, W) if eager else formula(x, W)
 
 
 class _ClosedForm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, compute: Any, x: Tensor, W: Tensor) -> Any:
+    def forward(ctx: Any, formula: Any, closed: Any, x: Tensor, W: Tensor) -> Any:
         ctx.save_for_backward(x, W)
-        ctx.compute, ctx.W, (value, ctx.pull) = compute, W, compute(x, W)
+        ctx.formula, ctx.closed, ctx.W, (value, ctx.pull) = formula, closed, W, closed(x, W)
         return value
 
     @staticmethod
@@ -279,20 +280,19 @@ class _ClosedForm(torch.autograd.Function):
             if _C._functorch.is_legacy_batchedtensor(G) or torch.is_grad_enabled() or not _eager():
                 with torch.enable_grad():
                     v = [x.view_as(x), W.view_as(W)]  # no path joins these, should W be made of x
-                    value = copy_context().run(lambda: _PLAIN.set(True) and ctx.compute(*v)[0])
+                    value = ctx.formula(*v)
                 v, again = [t for t in v if t.requires_grad], torch.is_grad_enabled()
                 made = iter(torch.autograd.grad(value, v, G, create_graph=again))
-                return None, *(next(made) if need else None for need in ctx.needs_input_grad[1:])
-            pull, ctx.pull, ctx.W = (W is ctx.W and ctx.pull) or ctx.compute(x, W)[1], None, None
+                return None, None, *(next(made) if n else None for n in ctx.needs_input_grad[2:])
+            pull, ctx.pull, ctx.W = (W is ctx.W and ctx.pull) or ctx.closed(x, W)[1], None, None
             grads = [g.to(v.dtype) for g, v in zip(pull(G), (x, W), strict=True)]
-        return None, *(g if g.dtype == torch.float16 else g.nan_to_num_(math.nan) for g in grads)
+        return None, None, *(g if g.dtype == torch.half else g.nan_to_num_(math.nan) for g in grads)
 
 
 def _eager() -> bool:
-    """Whether values may be read, and written in place: nothing traces, transforms, recomputes."""
-    traced = torch.compiler.is_compiling() or _C._is_tracing() or _PLAIN.get()
-    forward_mode = torch.autograd.forward_ad._current_level >= 0
-    return not (traced or forward_mode or _C._are_functorch_transforms_active())
+    """Whether values may be read, and written in place: nothing traces or transforms."""
+    traced = torch.compiler.is_compiling() or torch.autograd.forward_ad._current_level >= 0
+    return not (traced or _C._is_tracing() or _C._are_functorch_transforms_active())
 
 
 def _require(name: str, value: Any, holds: Any, allowed: str, kind: Any = Real) -> None:

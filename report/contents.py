@@ -84,6 +84,7 @@ def run_numbers(name: str) -> dict[str, Any]:
         "torch": first["versions"]["torch"].partition("+")[0],
         "total_seconds": tables.mean_ci(whole, 0),
         "float32": timed(seeds.load_runs(folder / "float32.json", first["dataset"])),
+        "precision_gap": tables.mean_ci(seeds.precision_gaps(name), 2),
         **timed(runs),
     }
 

@@ -128,6 +128,17 @@ def headline(root: Path = ROOT) -> str:
     return f"{' and '.join(parts)}: {what}; the times in float32 are of another, slower machine."
 
 
+def precision_gaps(name: str, root: Path = ROOT) -> list[float]:
+    """How much more accurate a default recipe, of SCRIPTS, is in float32 than in bfloat16: in
+    points of test accuracy, for each seed that was run in both, each on a processor of its own."""
+    dataset = SCRIPTS[name].DEFAULT.dataset
+    brief, full = (
+        {run["seed"]: run["test_accuracy"] for run in load_runs(path, dataset)}
+        for path in (root / "figures" / name / f"{file}.json" for file in ("seeds", "float32"))
+    )
+    return [100 * (full[seed] - brief[seed]) for seed in sorted(full.keys() & brief.keys())]
+
+
 def minutes(runs: list[Record]) -> str:
     """Minutes of training, the mean over the runs."""
     return f"{mean(record['train_seconds'] for record in runs) / 60:.1f}"

@@ -93,6 +93,13 @@ def test_recipes_and_machines_have_rows_of_their_own(tmp_path):
     ]
 
 
+def test_precisions_are_compared_over_the_seeds_of_both(tmp_path):
+    for file, first, step in (("seeds", 0, 0.001), ("float32", 2, 0.003)):
+        runs = [record(seed, test_accuracy=0.99 + step * seed) for seed in range(first, first + 4)]
+        records.save_json(tmp_path / f"figures/mnist/{file}.json", runs)
+    assert seeds.precision_gaps("mnist", tmp_path) == pytest.approx([0.4, 0.6])  # seeds 2 and 3
+
+
 def test_the_table_is_written_into_the_readme(tmp_path):
     for name in seeds.SCRIPTS:
         of = {"dataset": seeds.SCRIPTS[name].DEFAULT.dataset, "train_seconds": 90.0}
