@@ -147,8 +147,7 @@ def angle(u: Tensor, v: Tensor) -> Tensor:
     arccos(u·v) (W. Kahan, "How Futile are Mindless Assessments of Roundoff", 2006, section 12)."""
     p, q = _length(u - v)[:, 0], _length(u + v)[:, 0]
     half = torch.atan2(p + (both_zero := p + q == 0), q + both_zero)
-    same = half.where(p * p + q * q > 3, half.detach()) if torch.is_grad_enabled() else half
-    return half + same  # u or v is 0: dθ = −d(u·v)
+    return half + half.where(p * p + q * q > 3, half.detach())  # u or v is 0: dθ = −d(u·v)
 
 
 def _formula(head: ArcMarginProduct, label: Any, reduction: Any, x: Tensor, W: Tensor) -> Tensor:
@@ -170,13 +169,13 @@ def _sphere(head: ArcMarginProduct, label: Any, needs: Any, x: Tensor, W: Tensor
     size = max(1, 2**20 // W.shape[1])  # rows of W that fit into a cache
     x_hat, *length = _unit(x.to(dtype))
     first, many = _unit(W[:size].to(dtype)), range(size, len(W), size)
-    kept, known = x_hat.new_empty(2, len(W), 1), set(range(0))  # the lengths of many rows
+    kept, known = x_hat.new_empty(2, len(W), 1), set[int]()  # rows' lengths: not in many tensors
     s, d_x, d_W = head.s, *(x.shape[1] * need for need in needs)  # no columns: no gradient
     if label is not None:
         W_y = unit(F.embedding(label, W).to(dtype)) if many else F.embedding(label, first[0])
         theta = angle(x_hat, W_y)[:, None]
         (phi, slope), sin = head.target_cosine(theta), torch.sin(theta)
-        c_y = (slope / sin).where(sin > 4 * torch.finfo(dtype).eps, 1)  # ∂φ/∂cos θ_y; any at 0, π
+        c_y = (slope / sin).where(sin > 4 * torch.finfo(dtype).eps, 1)  # ∂φ/∂cos θ_y; idle at 0, π
         excess = s * (phi - torch.cos(theta))
 
     def centres() -> Any:
@@ -216,7 +215,7 @@ def _closed(head: Any, label: Any, reduction: Any, block: int, needs: Any, x: An
     if reduction is None:
         return logits(slice(None)), lambda grad: pull([(slice(None), grad.clone())])
     share = (losses := x_hat.new_ones(len(x)))[:, None] / (len(x) if reduction == "mean" else 1)
-    now = any(needs) and reduction != "none"  # gradients now, scaled by G later (∞: NaN)
+    now = any(needs) and reduction != "none"  # gradients now; later times G, NaN for ∞
 
     def blocks(share: Tensor) -> Any:
         for rows in (slice(i, i + block) for i in range(0, len(x), block)):
@@ -242,7 +241,7 @@ def _unit(v: Tensor) -> list[Tensor]:
 
 
 def _length(v: Tensor) -> Any:
-    if _eager() and not torch.is_grad_enabled():
+    if _eager() and not torch.is_grad_enabled():  # nobody needs derivatives: in one operation
         return torch.linalg.vector_norm(v, dim=1, keepdim=True)
     square = v.square().sum(dim=1, keepdim=True)  # whose root gets derivatives of 0 at 0, not NaN
     return square.masked_fill(square == 0, 1).sqrt().masked_fill(square == 0, 0)
@@ -255,7 +254,7 @@ def _through_unit(s: float, g: Tensor, u: Tensor, peak: Tensor, norm: Tensor) ->
 
 
 def _differentiable(head: Any, label: Any, reduction: Any, block: int, x: Any, W: Any) -> Tensor:
-    """The loss, or with no reduction the logits: in closed form, unless something traces it."""
+    """The loss, or with no reduction the logits: in closed form where that will do."""
     needs = [torch.is_grad_enabled() and v.requires_grad for v in (x, W)]
     if eager := _eager():  # copies: they may change before the backward pass
         vars(twin := object.__new__(type(head))).update(vars(head))  # copy.copy can fail
@@ -292,6 +291,7 @@ class _ClosedForm(torch.autograd.Function):
 def _eager() -> bool:
     """Whether values may be read, and written in place: nothing traces or transforms."""
     traced = torch.compiler.is_compiling() or torch.autograd.forward_ad._current_level >= 0
+    traced = traced or _C._get_dispatch_mode(_C._TorchDispatchModeKey.PROXY) is not None  # make_fx
     return not (traced or _C._is_tracing() or _C._are_functorch_transforms_active())
 
 

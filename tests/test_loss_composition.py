@@ -7,12 +7,14 @@ import pickle
 import socket
 from contextlib import nullcontext
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call, grad, hessian, jacrev, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
@@ -426,11 +428,16 @@ def test_zero_rows_have_one_gradient_however_it_is_made(path):
     pull = 8 * (logits.softmax(0) - torch.tensor([1.0, 0, 0])) / 3
     pull[0] *= math.cos(0.5)
     expected = pull @ F.normalize(head.weight.detach())
+    with torch.no_grad():  # which leaves forward mode and later uses of a graph as they are
+        forward_mode = torch.func.jacfwd(made)(x)
+        exported = torch.export.export(Calls(SimpleNamespace(made=made), "made"), (x,)).module()
     first = (
         torch.autograd.grad(made(x), x)[0],
         torch.autograd.grad(made(x), x, create_graph=True)[0],
         grad(made)(x),
         torch.func.jacfwd(made)(x),
+        forward_mode,
+        torch.autograd.grad(exported(x), x)[0],
     )
     for found in first:
         assert torch.allclose(found[0], expected)
@@ -502,6 +509,14 @@ def test_an_infinite_gradient_is_not_hidden(path):
     assert not any(g.isfinite().all() for g in found)
 
 
+@pytest.mark.parametrize("path", PATHS)
+def test_graph_of_operations(path):
+    net, (x, y) = Net(path), batch()
+    graph = make_fx(lambda x, y: net(x, y))(x, y)
+    other = batch(seed=1)
+    assert torch.allclose(graph(*other), net(*other))
+
+
 @pytest.mark.parametrize("shape", [(6, 5), (512, 4096)])
 def test_traced(shape):
     """Also a weight of which unit rows are made a piece at a time, and other numbers of samples."""
@@ -514,6 +529,8 @@ def test_traced(shape):
             assert torch.allclose(traced(x[:N]), head(x[:N]), atol=1e-4)
             expected = head(x[:N], y[:N])
             assert torch.allclose(with_labels(x[:N], y[:N]), expected, atol=1e-4)
+    traced = torch.jit.trace(head, (x, y))  # which checks itself without grad mode
+    assert torch.allclose(traced(x, y), head(x, y), atol=1e-4)
 
 
 # --- processes -----------------------------------------------------------------------------------
