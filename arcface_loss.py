@@ -49,11 +49,11 @@ class ArcMarginProduct(nn.Module):
     A setting out of its range raises ValueError. All is computed in float32 (float64 if x or
     ``weight`` is), under autocast too, for rows of any length; a zero row is at 90° to everything.
     Gradients grow as 1/length, up to the largest number; in float16 to ∞, for a GradScaler to see.
-    ``loss`` runs no module hooks (parametrizations work). Under DistributedDataParallel call it in
-    the forward of the wrapped module; FSDP2 needs register_fsdp_forward_method. Under
-    torch.compile, export, torch.func, forward AD and ``create_graph=True`` autograd differentiates
-    the plain formula, to any order but by torch.compile: ``loss`` then holds all logits, gradients
-    may overflow, autocast reaches their products, and traced labels are not checked."""
+
+    ``loss`` runs no module hooks (parametrizations work). Under DDP call it in the wrapped module's
+    forward; FSDP2 needs register_fsdp_forward_method. torch.compile (first order), export,
+    torch.func, forward AD and ``create_graph=True`` differentiate the plain formula: ``loss`` holds
+    all logits, gradients may overflow, autocast reaches their products, traced labels unchecked."""
 
     def __init__(self, in_features: int, out_features: int, s: float = 30.0, m: float = 0.50,
         easy_margin: bool = False, m1: float = 1.0, m3: float = 0.0, *,
@@ -168,11 +168,11 @@ def _sphere(head: ArcMarginProduct, label: Any, needs: Any, x: Tensor, W: Tensor
     dtype = torch.promote_types(torch.promote_types(x.dtype, W.dtype), torch.float32)
     size = max(1, 2**20 // W.shape[1])  # rows of W that fit into a cache
     x_hat, *length = _unit(x.to(dtype))
-    first, many = _unit(W[:size].to(dtype)), range(size, len(W), size)
-    kept, known = x_hat.new_empty(2, len(W), 1), set[int]()  # rows' lengths: not in many tensors
+    first, rest = _unit(W[:size].to(dtype)), range(size, len(W), size)
+    kept, known = x_hat.new_empty(2, len(W), 1), set[int]()  # of the rest, the lengths alone
     s, d_x, d_W = head.s, *(x.shape[1] * need for need in needs)  # no columns: no gradient
     if label is not None:
-        W_y = unit(F.embedding(label, W).to(dtype)) if many else F.embedding(label, first[0])
+        W_y = unit(F.embedding(label, W).to(dtype)) if rest else F.embedding(label, first[0])
         theta = angle(x_hat, W_y)[:, None]
         (phi, slope), sin = head.target_cosine(theta), torch.sin(theta)
         c_y = (slope / sin).where(sin > 4 * torch.finfo(dtype).eps, 1)  # ∂φ/∂cos θ_y; idle at 0, π
@@ -180,7 +180,7 @@ def _sphere(head: ArcMarginProduct, label: Any, needs: Any, x: Tensor, W: Tensor
 
     def centres() -> Any:
         yield slice(size), first
-        for j in many:
+        for j in rest:
             rows, (peak, norm) = W[part := slice(j, j + size)], kept[:, part]
             V = [(rows / peak).div_(norm), peak, norm] if j in known else _unit(rows.to(dtype))
             _, peak[:], norm[:] = V

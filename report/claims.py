@@ -557,6 +557,15 @@ def claims_on_damage() -> dict[str, bool]:
     }
 
 
+def costs(*classes: int, kept: bool = False) -> list[int]:
+    """1 where forward takes longer than the floor, −1 where it takes less time, 0 where the
+    interval of the ratio contains 1."""
+    runs = records.load_json(ROOT / "figures/benchmarks/head.json")["runs"]
+    ratios = {tuple(run["task"]): run["ratios"]["floor"] for run in runs}
+    intervals = [ratios["forward", number, kept][1:] for number in classes]
+    return [int(low > 1) - int(high < 1) for low, high in intervals]
+
+
 def claims_on_recipes() -> dict[str, bool]:
     """Of the scripts' own runs, and of the trials that chose their settings."""
     runs = [records.load_json(ROOT / f"figures/{name}/seeds.json") for name in seeds.SCRIPTS]
@@ -576,6 +585,9 @@ def claims_on_recipes() -> dict[str, bool]:
             run["train_seconds"] < run["yardstick_seconds"] for run in runs[1]
         ),
         "neither precision is more accurate on MNIST": sign(seeds.precision_gaps("mnist")) == 0,
+        "the head's cost depends on the number of classes": costs(10, kept=True) == [1]
+        and costs(1_000) == [0]
+        and costs(10_000, 100_000, 1_000_000) == [-1, -1, -1],
         "all images at 32 px are less accurate and cost more": (
             len(ours) == 2 and max(whole) < min(ours) and round(cost[1] / cost[0], 1) == 1.4
         ),

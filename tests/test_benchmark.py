@@ -30,7 +30,7 @@ def test_all_heads_make_the_same_loss():
 
 
 def test_the_times_of_the_heads_are_paired_by_round():
-    found = benchmark.head_rounds(10, 2)
+    found = benchmark.head_rounds(10, False, 2)
     assert found.keys() == set(benchmark.HEADS) and all(len(t) == 2 for t in found.values())
     assert min(min(times) for times in found.values()) > 0
 
