@@ -54,10 +54,7 @@ def numbers() -> dict[str, Any]:
 def run_numbers(name: str) -> dict[str, Any]:
     """The numbers of a data set's default recipe: of seed 0, and means over all seeds."""
     folder = ROOT / "figures" / name
-    (first, arrays), runs = (
-        records.load_run(folder),
-        seeds.load_runs(folder / "seeds.json", seeds.SCRIPTS[name].DEFAULT.dataset),
-    )
+    (first, arrays), (runs, slow) = records.load_run(folder), seeds.both_precisions(name)
     wrong = arrays["predicted"] != arrays["labels"]
     by_class = {
         name: np.mean([100 * run["class_accuracy"][name] for run in runs])
@@ -83,7 +80,7 @@ def run_numbers(name: str) -> dict[str, Any]:
         "others": f"{min(by_class[name] for name in by_class if name not in low):.1f}",
         "torch": first["versions"]["torch"].partition("+")[0],
         "total_seconds": tables.mean_ci(whole, 0),
-        "float32": timed(seeds.load_runs(folder / "float32.json", first["dataset"])),
+        "float32": timed(slow),
         "precision_gap": tables.mean_ci(seeds.precision_gaps(name), 2),
         **timed(runs),
     }

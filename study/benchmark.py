@@ -220,7 +220,8 @@ def plain_loop(pixels: Tensor, label: Tensor, steps: int) -> list[float]:
 
 
 def head_memory(method: str, classes: int, kept: bool) -> int:
-    """Peak memory, in bytes, of a process that makes two passes of :func:`head_pass`."""
+    """Peak memory, in bytes, of a process that makes two passes of :func:`head_pass`; with memory
+    kept as in the scripts, or not."""
     if kept:
         machine.keep_malloc_arenas()
     once = head_pass(method, classes)

@@ -116,25 +116,26 @@ def headline(root: Path = ROOT) -> str:
     """The result in one line, for the top of the README, from the same records."""
     parts = []
     for name in SCRIPTS:
-        dataset = SCRIPTS[name].DEFAULT.dataset
-        runs, slow = (
-            load_runs(root / "figures" / name / f"{file}.json", dataset)
-            for file in ("seeds", "float32")
-        )
+        runs, slow = both_precisions(name, root)
         time = f"{minutes(runs)} minutes of training (n = {len(runs)}; "
         time += f"in float32 {minutes(slow)}, n = {len(slow)})"
-        parts.append(f"**{means(runs)['mean']}%** on {dataset} after {time}")
+        parts.append(f"**{means(runs)['mean']}%** on {runs[0]['dataset']} after {time}")
     what = "mean test accuracy of n seeds with 95% intervals, on two CPU cores, in bfloat16"
     return f"{' and '.join(parts)}: {what}; the times in float32 are of another, slower machine."
+
+
+def both_precisions(name: str, root: Path = ROOT) -> list[list[Any]]:
+    """The records of a default recipe, of SCRIPTS, on a CPU: as the machine chose, and in
+    float32. Raises Problem as :func:`load_runs` does."""
+    folder, dataset = root / "figures" / name, SCRIPTS[name].DEFAULT.dataset
+    return [load_runs(folder / f"{file}.json", dataset) for file in ("seeds", "float32")]
 
 
 def precision_gaps(name: str, root: Path = ROOT) -> list[float]:
     """How much more accurate a default recipe, of SCRIPTS, is in float32 than in bfloat16: in
     points of test accuracy, for each seed that was run in both, each on a processor of its own."""
-    dataset = SCRIPTS[name].DEFAULT.dataset
     brief, full = (
-        {run["seed"]: run["test_accuracy"] for run in load_runs(path, dataset)}
-        for path in (root / "figures" / name / f"{file}.json" for file in ("seeds", "float32"))
+        {run["seed"]: run["test_accuracy"] for run in runs} for runs in both_precisions(name, root)
     )
     return [100 * (full[seed] - brief[seed]) for seed in sorted(full.keys() & brief.keys())]
 
